@@ -1,0 +1,160 @@
+"""Load models, talk to them, and read their log-probabilities.
+
+Weights are read as safetensors only and no code from a model's folder is run. Chats are left-padded and carry explicit
+positions, so models with learned positions (GPT-2) are read as correctly as rotary ones.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, DynamicCache
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SAFE = dict(trust_remote_code=False, use_safetensors=True)
+
+
+class MissingModel(FileNotFoundError):
+    """A model folder is missing or damaged; the message says which and what to do."""
+
+
+def load_tokenizer(path: str | Path):
+    """The tokenizer of a model folder or Hub name, padding on the left."""
+    tokenizer = _load(AutoTokenizer, path, trust_remote_code=False)
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_policy(path: str | Path):
+    """A causal language model in 32-bit floats, ready to sample from."""
+    return _load(AutoModelForCausalLM, path, dtype=torch.float32, **SAFE).to(DEVICE).eval()
+
+
+def load_reward_model(path: str | Path):
+    """A model with one output: the reward of a whole chat."""
+    return _load(AutoModelForSequenceClassification, path, dtype=torch.float32, num_labels=1, **SAFE).to(DEVICE).eval()
+
+
+def _load(kind, path, **settings):
+    try:
+        return kind.from_pretrained(str(path), **settings)
+    except (OSError, ValueError) as problem:
+        raise MissingModel(f"cannot load a model from {Path(path).name!r}: {str(problem).splitlines()[0]} "
+                           f"Run the notebook that makes it again, or give another folder or Hub name.") from None
+
+
+def count_weights(model) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def chat(prompt: str, completion: str | None = None) -> list[dict[str, str]]:
+    """A prompt, or a prompt and its completion, as a list of messages."""
+    messages = [{"role": "user", "content": prompt}]
+    return messages if completion is None else [*messages, {"role": "assistant", "content": completion}]
+
+
+@dataclass
+class Samples:
+    """Sampled completions: `texts[i]` answers prompt i; `finished[i]` says whether it ended by itself; `tokens[i]` its length."""
+
+    texts: list[str]
+    finished: list[bool]
+    tokens: list[int]
+
+
+@torch.inference_mode()
+def sample(model, tokenizer, prompts: list[str], *, temperature: float = 1.0, max_new_tokens: int = 96, seed: int = 0,
+           batch_size: int = 160) -> Samples:
+    """One completion for each prompt, by plain ancestral sampling (temperature 0: greedy).
+
+    Rows that have ended leave the batch, so that a few long answers do not hold up the many short ones.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    completions = [[]] * len(ids)
+    for start in range(0, len(order), batch_size):
+        rows = order[start:start + batch_size]
+        for row, tokens in zip(rows, _sample_batch(model, tokenizer, [ids[i] for i in rows], temperature, max_new_tokens, generator)):
+            completions[row] = tokens
+    finished = [bool(tokens) and tokens[-1] == tokenizer.eos_token_id for tokens in completions]
+    texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+    return Samples([text.strip() for text in texts], finished, [len(tokens) for tokens in completions])
+
+
+def _prompt_ids(tokenizer, prompt: str) -> list[int]:
+    text = tokenizer.apply_chat_template(chat(prompt), tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _sample_batch(model, tokenizer, prompt_ids, temperature, max_new_tokens, generator) -> list[list[int]]:
+    padded = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt").to(model.device)
+    ids, mask = padded["input_ids"], padded["attention_mask"]
+    alive = torch.arange(len(prompt_ids), device=model.device)
+    completions, cache = [[] for _ in prompt_ids], DynamicCache(config=model.config)
+    for _ in range(max_new_tokens):
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1]:]
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+                       logits_to_keep=1).logits[:, -1].float()
+        chosen = _choose(logits, temperature, generator)
+        for row, token in zip(alive.tolist(), chosen.tolist()):
+            completions[row].append(token)
+        going_on = (chosen != tokenizer.eos_token_id).nonzero().squeeze(1)
+        if len(going_on) == 0:
+            break
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        if len(going_on) < len(alive):
+            cache.batch_select_indices(going_on)
+            alive, mask, chosen = alive[going_on], mask[going_on], chosen[going_on]
+        ids = chosen[:, None]
+    return completions
+
+
+def _choose(logits: torch.Tensor, temperature: float, generator) -> torch.Tensor:
+    """Next tokens, (batch,), from logits (batch, vocabulary)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = torch.softmax(logits / temperature, dim=-1)
+    return torch.multinomial(probabilities.cpu(), 1, generator=generator).squeeze(1).to(logits.device)
+
+
+@torch.inference_mode()
+def completion_log_probs(model, tokenizer, prompts: list[str], completions: list[str], batch_size: int = 64) -> list[torch.Tensor]:
+    """log p of each token of each completion, its end token included, given prompt and earlier tokens. One (tokens,) tensor a row."""
+    rows = [(_prompt_ids(tokenizer, p), tokenizer(c, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
+            for p, c in zip(prompts, completions, strict=True)]
+    order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
+    found = [torch.empty(0)] * len(rows)
+    for start in range(0, len(order), batch_size):
+        picked = order[start:start + batch_size]
+        batch = tokenizer.pad({"input_ids": [rows[i][0] + rows[i][1] for i in picked]}, padding_side="left", return_tensors="pt")
+        ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, :-1].float()
+        log_probs = torch.log_softmax(logits, -1).gather(2, ids[:, 1:, None]).squeeze(2).cpu()
+        for row, i in zip(log_probs, picked):
+            found[i] = row[-len(rows[i][1]):].clone()
+    return found
+
+
+def perplexity(model, tokenizer, prompts: list[str], completions: list[str]) -> float:
+    """exp of the mean negative log-probability of a completion's token, end token included."""
+    tokens = torch.cat(completion_log_probs(model, tokenizer, prompts, completions))
+    return math.exp(-tokens.mean().item())
+
+
+@torch.inference_mode()
+def rewards(model, tokenizer, prompts: list[str], completions: list[str], batch_size: int = 64) -> list[float]:
+    """The reward model's score of each prompt with its completion, in the same chat form that it was trained on."""
+    texts = tokenizer.apply_chat_template([chat(p, c) for p, c in zip(prompts, completions, strict=True)], tokenize=False)
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    found = [0.0] * len(ids)
+    for start in range(0, len(order), batch_size):
+        picked = order[start:start + batch_size]
+        batch = tokenizer.pad({"input_ids": [ids[i] for i in picked]}, padding_side="right", return_tensors="pt").to(model.device)
+        for i, score in zip(picked, model(**batch, use_cache=False).logits.squeeze(-1).tolist()):
+            found[i] = score
+    return found

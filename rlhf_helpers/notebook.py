@@ -1,0 +1,89 @@
+"""Small things that every notebook uses: check cells, progress, tables, and plots that everyone can read."""
+
+import html
+import sys
+import time
+
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito: safe for colour blindness
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+
+
+def in_notebook() -> bool:
+    """True inside a Jupyter kernel."""
+    shell = sys.modules.get("IPython")
+    return bool(shell and shell.get_ipython() and "IPKernelApp" in shell.get_ipython().config)
+
+
+def check(what: str, value: float, *, at_least: float | None = None, at_most: float | None = None, bars: bool = True) -> None:
+    """Print `ok: ...` if the value keeps to its bar, else raise AssertionError with the value that was measured.
+
+    The printed line does not hold the value, so that it is the same in every run that passes. With `bars=False` (a profile for
+    which no bar was measured) the line is printed whatever the value is, and says so.
+    """
+    bounds = [f"at least {at_least:g}"] * (at_least is not None) + [f"at most {at_most:g}"] * (at_most is not None)
+    if not bounds:
+        raise TypeError("check needs at_least or at_most")
+    good = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
+    if bars and not good:  # written so that NaN fails as well
+        raise AssertionError(f"{what} should be {' and '.join(bounds)}, but is {value:.4g}")
+    print(f"ok: {what} is {' and '.join(bounds)}" if bars else f"no bar for this profile: {what} ({' and '.join(bounds)} elsewhere)")
+
+
+class Progress:
+    """One line that says how far a long step is: a bar in a notebook, nothing elsewhere. Leaves its final state in the file."""
+
+    def __init__(self, title: str, every: float = 0.5):
+        self.title, self.every, self.started, self.last = title, every, time.time(), 0.0
+        self.handle = None
+
+    def update(self, step: int, steps: int, note: str = "") -> None:
+        """Show `step` of `steps`; redraws at most once in `every` seconds."""
+        if not in_notebook() or (time.time() - self.last < self.every and step < steps):
+            return
+        from IPython.display import HTML, display
+        self.last = time.time()
+        text = f"{html.escape(self.title)}: {step} of {steps} {html.escape(note)}"
+        page = HTML(f"<progress value='{step}' max='{steps}' aria-label='{html.escape(self.title)}'></progress> {text}")
+        if self.handle is None:
+            self.handle = display(page, display_id=True)
+        else:
+            self.handle.update(page)
+
+    def done(self) -> None:
+        """Say that the step has ended, and how long it took."""
+        if not in_notebook():
+            return
+        print(f"{self.title}: done in {time.time() - self.started:.0f} s")
+
+
+def table(rows: list[list], head: list[str]):
+    """A table for display: HTML in a notebook, with every cell escaped. The first column names the row."""
+    from IPython.display import HTML
+    style = "style='text-align:left;vertical-align:top;white-space:pre-wrap;max-width:42em;padding:.25em .7em'"
+    line = "".join(f"<th scope='col' {style}>{html.escape(str(cell))}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td {style}>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return HTML(f"<table><thead><tr>{line}</tr></thead><tbody>{body}</tbody></table>")
+
+
+def new_figure(width: float = 6.5, height: float = 3.4, columns: int = 1):
+    """A matplotlib figure and its axes (a list where there are several columns), light grid, readable sizes."""
+    import matplotlib.pyplot as plt
+    plt.rcParams.update({"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
+                         "figure.dpi": 90, "axes.prop_cycle": plt.cycler(color=COLOURS)})
+    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
+    return figure, axes
+
+
+def plot_curve(axis, steps, values, label: str, index: int = 0, every: int = 5) -> None:
+    """One line with its own colour and marker."""
+    axis.plot(steps, values, color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], markevery=every, ms=5, label=label)
+
+
+def plot_estimates(axis, names: list[str], estimates: list[dict], label: str) -> None:
+    """A dot with its interval for each name, from top to bottom."""
+    places = list(range(len(names)))[::-1]
+    for place, e, k in zip(places, estimates, range(len(names))):
+        axis.errorbar(e["estimate"], place, xerr=[[e["estimate"] - e["low"]], [e["high"] - e["estimate"]]], capsize=3,
+                      color=COLOURS[k % len(COLOURS)], marker=MARKERS[k % len(MARKERS)])
+    axis.set_yticks(places, names)
+    axis.set_xlabel(label)

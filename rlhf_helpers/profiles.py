@@ -1,0 +1,64 @@
+"""A profile says which model and data a run uses, and how much of everything. Notebook code never asks which one it runs."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained: passes over the data, or a number of steps; learning rate; rows a step."""
+
+    learning_rate: float
+    batch_size: int
+    epochs: float = 1.0
+    steps: int = -1  # -1: as many as the epochs need
+
+
+@dataclass(frozen=True)
+class ReinforcementLearning:
+    """One RL run: `steps` policy updates, each on `batch_size` sampled answers, `generations` of them for the same prompt."""
+
+    steps: int
+    batch_size: int
+    generations: int
+    learning_rate: float
+    beta: float  # weight of the KL penalty
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All settings of a run. `bars` says whether the notebooks' check cells raise, or only report (no bar was ever measured)."""
+
+    name: str
+    base_model: str
+    instructions: int = 2000  # rows the teacher writes before filters
+    sft: Training = Training(learning_rate=5e-4, batch_size=32)
+    comparison_prompts: int = 1000
+    responses: int = 3  # sampled for each prompt; every two of them make a pair
+    reward_model: Training = Training(learning_rate=4e-4, batch_size=32)
+    rloo: ReinforcementLearning = ReinforcementLearning(steps=40, batch_size=64, generations=4, learning_rate=3e-4, beta=0.05)
+    grpo: ReinforcementLearning = ReinforcementLearning(steps=40, batch_size=64, generations=8, learning_rate=3e-4, beta=0.05)
+    dpo: Training = Training(learning_rate=1e-4, batch_size=32)
+    dpo_beta: float = 0.1
+    best_of: int = 8
+    evaluation_prompts: int = 300
+    bias_pairs: int = 320
+    max_new_tokens: int = 112
+    bars: bool = True
+
+
+PRACTICE = Profile(name="practice", base_model=str(DATA / "base_model"))
+PROFILES = {p.name: p for p in (
+    PRACTICE,
+    replace(PRACTICE, name="quick", instructions=160, comparison_prompts=40, evaluation_prompts=24, bias_pairs=16, best_of=2,
+            rloo=replace(PRACTICE.rloo, steps=3, batch_size=16), grpo=replace(PRACTICE.grpo, steps=3, batch_size=16), bars=False),
+)}
+
+
+def get_profile(name: str) -> Profile:
+    """The profile of this name. Raises KeyError that lists the valid ones."""
+    if name not in PROFILES:
+        raise KeyError(f"no profile {name!r}; choose one of: {', '.join(PROFILES)}")
+    return PROFILES[name]

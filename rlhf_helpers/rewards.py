@@ -1,0 +1,50 @@
+"""The reward model: from comparisons to a number for any answer.
+
+Bradley and Terry (1952): the probability that a person prefers answer a to answer b is the logistic function of r(a) - r(b).
+"""
+
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from transformers import set_seed
+from trl import RewardConfig, RewardTrainer
+
+from .models import chat, load_reward_model, load_tokenizer, rewards
+from .profiles import Training
+from .statistics import share
+from .training import History, length_grouped, run_trainer, trainer_settings
+
+MAX_LENGTH = 256
+
+
+def train_reward_model(start: str | Path, rows: list[dict], folder: str | Path, training: Training, seed: int = 0,
+                       title: str = "Reward model") -> History:
+    """Train a reward model from the policy in `start` on preferences (`prompt`, `chosen`, `rejected`) with TRL's RewardTrainer."""
+    rows = length_grouped(rows, ("prompt", "chosen", "rejected"), training.batch_size, seed)
+    data = Dataset.from_list([{"chosen": chat(r["prompt"], r["chosen"]), "rejected": chat(r["prompt"], r["rejected"])} for r in rows])
+    set_seed(seed)  # the new output head is drawn at random
+    model = load_reward_model(start)
+    tokenizer = load_tokenizer(start)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    settings = trainer_settings(folder, seed, training, max_length=MAX_LENGTH, center_rewards_coefficient=0.01)
+    trainer = RewardTrainer(model=model, processing_class=tokenizer, train_dataset=data, args=RewardConfig(**settings))
+    return run_trainer(trainer, History(title), folder)
+
+
+def shuffled(rows: list[dict], seed: int = 0) -> list[dict]:
+    """The control: the same pairs with the label of each drawn by a coin."""
+    flip = np.random.default_rng(seed).random(len(rows)) < 0.5
+    return [dict(row, chosen=row["rejected"], rejected=row["chosen"]) if f else row for row, f in zip(rows, flip)]
+
+
+def score_differences(model, tokenizer, rows: list[dict]) -> np.ndarray:
+    """r(chosen) - r(rejected) of each row."""
+    prompts = [row["prompt"] for row in rows]
+    scores = rewards(model, tokenizer, prompts * 2, [r["chosen"] for r in rows] + [r["rejected"] for r in rows])
+    return np.array(scores[: len(rows)]) - np.array(scores[len(rows):])
+
+
+def accuracy(differences) -> dict:
+    """Share of pairs in which the chosen answer has the higher reward, as an estimate with its interval."""
+    return share(np.asarray(differences) > 0)

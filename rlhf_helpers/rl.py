@@ -1,0 +1,51 @@
+"""Reinforcement learning from the reward model with TRL: RLOO (Ahmadian et al., 2024, arXiv:2402.14740) and GRPO (Shao et al.,
+2024, arXiv:2402.03300), and best-of-n, the baseline that needs no training."""
+
+from pathlib import Path
+
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from .models import chat, load_tokenizer, rewards, sample
+from .profiles import ReinforcementLearning
+from .training import History, run_trainer, trainer_settings
+from .world.judge import judge
+
+METHODS = {"rloo": (RLOOTrainer, RLOOConfig), "grpo": (GRPOTrainer, GRPOConfig)}
+
+
+def rubric(prompts, completions, **columns) -> list[float]:
+    """The judge's score as a TRL reward function. It is logged beside the reward with weight 0: training never sees it."""
+    return [judge(p[-1]["content"], c[-1]["content"]).score for p, c in zip(prompts, completions)]
+
+
+def train_policy(method: str, start: str | Path, reward_model: str | Path, prompts: list[str], folder: str | Path,
+                 plan: ReinforcementLearning, seed: int = 0, max_new_tokens: int = 96, title: str = "") -> History:
+    """Optimise the policy in `start` against the reward model with TRL.
+
+    Args:
+        method: `rloo` or `grpo`.
+        plan: steps, answers a step, answers a prompt, learning rate and KL weight.
+
+    Returns:
+        the log: among others `reward`, `kl`, `entropy`, `completions/mean_length`, `rewards/rubric/mean`.
+    """
+    if method not in METHODS:
+        raise KeyError(f"no method {method!r}; choose one of: {', '.join(METHODS)}")
+    trainer_class, config_class = METHODS[method]
+    settings = trainer_settings(
+        folder, seed, learning_rate=plan.learning_rate, per_device_train_batch_size=plan.batch_size, max_steps=plan.steps,
+        num_generations=plan.generations, beta=plan.beta, max_completion_length=max_new_tokens, temperature=1.0,
+        disable_dropout=True, mask_truncated_completions=True, reward_weights=[1.0, 0.0], lr_scheduler_type="constant_with_warmup")
+    trainer = trainer_class(
+        model=str(start), reward_funcs=[str(reward_model), rubric], processing_class=load_tokenizer(start),
+        train_dataset=Dataset.from_list([{"prompt": chat(p)} for p in prompts]), args=config_class(**settings))
+    return run_trainer(trainer, History(title or method.upper()), folder)
+
+
+def best_of_n(policy, reward_model, tokenizer, prompts: list[str], n: int, *, seed: int = 0, max_new_tokens: int = 96) -> list[str]:
+    """For each prompt, the one of n sampled answers that the reward model likes best."""
+    answers = sample(policy, tokenizer, prompts * n, seed=seed, max_new_tokens=max_new_tokens).texts
+    scores = rewards(reward_model, tokenizer, prompts * n, answers)
+    best = [max(range(k, len(answers), len(prompts)), key=scores.__getitem__) for k in range(len(prompts))]
+    return [answers[k] for k in best]

@@ -1,0 +1,124 @@
+"""A run: one folder in which all notebooks of a run keep what they make, under the same names everywhere.
+
+Nothing half-written is ever taken for whole: an artifact is made under another name and renamed when it is done.
+"""
+
+import os
+import platform
+import shutil
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from .formats import read_json, write_json
+from .profiles import Profile, get_profile
+
+RUNS = Path(__file__).resolve().parents[1] / "runs"
+ARTIFACTS = {  # stage: (file or folder in the run, the notebook that makes it)
+    "instructions": ("instructions.jsonl", "02_instruction_data"),
+    "sft": ("sft", "03_supervised_fine_tuning"),
+    "candidates": ("candidates.jsonl", "04_human_comparisons"),
+    "labels": ("labels.sqlite", "04_human_comparisons"),
+    "preferences": ("preferences.jsonl", "04_human_comparisons"),
+    "reward_model": ("reward_model", "05_reward_model"),
+    "rloo": ("rloo", "06_reinforcement_learning"),
+    "grpo": ("grpo", "06_reinforcement_learning"),
+    "dpo": ("dpo", "08_direct_preference_optimisation"),
+}
+
+
+class UnknownStage(KeyError):
+    """No stage has this name; the message lists those that exist."""
+
+    def __str__(self):
+        return self.args[0]
+
+
+class DamagedArtifact(RuntimeError):
+    """Something in the run folder cannot be used; the message names it and the notebook that makes it again."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder with its profile and seed. Open one with `open_run`."""
+
+    folder: Path
+    profile: Profile
+    seed: int
+
+    def path(self, stage: str) -> Path:
+        """Where the artifact of a stage lies or will lie; `base` is the profile's base model."""
+        if stage == "base":
+            return Path(self.profile.base_model)
+        if stage not in ARTIFACTS:
+            raise UnknownStage(f"no stage {stage!r}; choose one of: base, {', '.join(ARTIFACTS)}")
+        return self.folder / ARTIFACTS[stage][0]
+
+    def has(self, stage: str) -> bool:
+        """Whether the artifact is there and whole. Raises DamagedArtifact if it is there and cannot be used."""
+        path = self.path(stage)
+        if not path.exists():
+            return False
+        whole = path.stat().st_size > 0 if path.is_file() else (path / "config.json").exists() and any(path.glob("*.safetensors"))
+        if not whole:
+            raise DamagedArtifact(f"{self.folder.name}/{path.name} is damaged or incomplete: delete it and run notebook "
+                                  f"{ARTIFACTS[stage][1] if stage in ARTIFACTS else '00'} again")
+        return True
+
+    @contextmanager
+    def building(self, stage: str):
+        """Gives a path to write the artifact to; when the block ends well, it takes the place of the old artifact."""
+        path = self.path(stage)
+        aside = path.with_name(f".{path.name}.part")
+        _remove(aside)
+        yield aside
+        _remove(path)
+        os.replace(aside, path)
+        self.answers_path(stage).unlink(missing_ok=True)  # they were the old model's
+
+    def answers_path(self, name: str) -> Path:
+        """Where a model's answers to the evaluation prompts are kept."""
+        return self.folder / "answers" / f"{name}.jsonl"
+
+    def keep(self, name: str, value) -> None:
+        """Keep figures of a notebook for later ones, as `<name>.json`."""
+        write_json(self.folder / f"{name}.json", value)
+
+    def kept(self, name: str, default=None):
+        """What `keep` wrote under this name; the default if nothing was."""
+        path = self.folder / f"{name}.json"
+        return read_json(path) if path.exists() else default
+
+    def main_figure(self, notebook: str, text: str) -> None:
+        """The one figure that the closing table of `run.py tutorial` shows for a notebook."""
+        self.keep("figures", {**self.kept("figures", {}), notebook: text})
+        print(f"main figure: {text}")
+
+
+def open_run(name: str | None = None) -> Run:
+    """The run that the environment names, made if it is new.
+
+    RLHF_PROFILE (practice), RLHF_SEED (0), RLHF_RUN (the profile's name) and RLHF_RUNS (the folder `runs`) are set by `run.py`.
+    """
+    profile = get_profile(os.environ.get("RLHF_PROFILE", "practice"))
+    seed = int(os.environ.get("RLHF_SEED", "0"))
+    folder = Path(os.environ.get("RLHF_RUNS", RUNS)) / (name or os.environ.get("RLHF_RUN") or profile.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "answers").mkdir(exist_ok=True)
+    run = Run(folder, profile, seed)
+    before = run.kept("run")
+    if before and (before["profile"]["name"], before["seed"]) != (profile.name, seed):
+        raise ValueError(f"run {folder.name!r} was made with profile {before['profile']['name']} and seed {before['seed']}, not "
+                         f"{profile.name} and {seed}: give the new run another name (--run NAME)")
+    settings = {k: v for k, v in asdict(profile).items() if k != "base_model"} | {"base_model": Path(profile.base_model).name}
+    libraries = {name: version(name) for name in ("torch", "transformers", "trl", "datasets")}
+    run.keep("run", {"profile": settings, "seed": seed, "python": platform.python_version(), "libraries": libraries})
+    return run
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,132 @@
+"""The stages in order, each made from a run's earlier artifacts; `need` gives any of them, made on the spot if it must be.
+
+This is the only module that knows the whole path. The notebooks call the same functions, one stage each.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from . import instructions
+from .formats import read_instructions, read_preferences, to_plain, write_candidates, write_instructions
+from .labelling.export import export_preferences
+from .labelling.session import LabellingSession
+from .labelling.store import LabelStore
+from .profiles import Profile
+from .runs import Run
+from .world.annotators import ANNOTATORS
+from .world.grammar import write_prompt
+from .world.splits import training_requests
+
+PER_PAIR = 3  # simulated annotators that label each pair a person left
+
+
+def need(run: Run, stage: str) -> Path:
+    """The artifact of a stage. If the run has none yet, a smaller one is made now, and said so."""
+    if stage == "base" or run.has(stage):
+        run.has(stage)
+        print(f"{stage}: found ({run.path(stage).name})")
+        return run.path(stage)
+    print(f"{stage}: not made in this run yet; making a quick one (the notebook of that stage makes a better one)")
+    small = replace(run, profile=brief(run.profile))
+    if stage in ("rloo", "grpo"):
+        make_policy(small, stage)
+    else:
+        MAKERS[stage](small)
+    return run.path(stage)
+
+
+def brief(profile: Profile) -> Profile:
+    """A third of a profile's data and steps."""
+    third = lambda number: max(2, number // 3)  # noqa: E731
+    return replace(profile, instructions=third(profile.instructions), comparison_prompts=third(profile.comparison_prompts),
+                   rloo=replace(profile.rloo, steps=third(profile.rloo.steps)), grpo=replace(profile.grpo, steps=third(profile.grpo.steps)))
+
+
+def make_instructions(run: Run, extra: list[dict] = ()) -> tuple[list[dict], dict]:
+    """02: write `instructions.jsonl` from the teacher's rows and the learner's own (`extra`, which no filter touches)."""
+    kept, dropped = instructions.filter_rows(instructions.generate(run.profile.instructions, run.seed))
+    rows = [*extra, *kept]
+    with run.building("instructions") as path:
+        write_instructions(path, rows)
+    return rows, dropped
+
+
+def make_sft(run: Run):
+    """03: fine-tune the base model on the training split of the instructions."""
+    from .sft import train_sft
+    training, _ = instructions.split([to_plain(row) for row in read_instructions(need(run, "instructions"))])
+    with run.building("sft") as folder:
+        return train_sft(need(run, "base"), training, folder, run.profile.sft, run.seed)
+
+
+def make_candidates(run: Run) -> list[dict]:
+    """04: for each comparison prompt, a few answers of the SFT model."""
+    from .models import load_policy, load_tokenizer, sample
+    model, tokenizer = load_policy(need(run, "sft")), load_tokenizer(run.path("sft"))
+    prompts = [write_prompt(r) for r in training_requests(run.profile.comparison_prompts, f"comparisons {run.seed}")]
+    settings = {"temperature": 1.0, "max_new_tokens": run.profile.max_new_tokens, "seed": run.seed}
+    answers = [sample(model, tokenizer, prompts, max_new_tokens=run.profile.max_new_tokens, seed=1000 * run.seed + k).texts
+               for k in range(run.profile.responses)]
+    rows = [{"prompt": prompt, "responses": [{"id": f"{k}", "text": text, "model": "sft", "settings": settings}
+                                             for k, text in enumerate(texts)]} for prompt, *texts in zip(prompts, *answers)]
+    rows = [row for row in rows if all(r["text"] for r in row["responses"])]
+    with run.building("candidates") as path:
+        write_candidates(path, rows)
+    return rows
+
+
+def open_session(run: Run, annotator: str = "me") -> LabellingSession:
+    """04: the comparisons of this run, for a person to label; goes on where the store says the last session stopped."""
+    from .formats import read_candidates
+    need(run, "candidates")
+    return LabellingSession(LabelStore(run.path("labels")), read_candidates(run.path("candidates")), annotator, run.seed)
+
+
+def make_preferences(run: Run, session: LabellingSession | None = None) -> dict:
+    """04: let simulated annotators label what a person left, then write `preferences.jsonl`. Returns the audit."""
+    session = session or open_session(run)
+    print(session.finish(fill_with=ANNOTATORS, per_pair=PER_PAIR))
+    return export_preferences(session.store, run.path("preferences"))
+
+
+def preferences(run: Run) -> tuple[list[dict], list[dict]]:
+    """Plain preference rows in two parts, training and held out (one prompt in ten; a prompt's pairs stay together)."""
+    rows = [to_plain(row) for row in read_preferences(need(run, "preferences"))]
+    prompts = sorted({row["prompt"] for row in rows})
+    held_out = set(prompts[::10])
+    return [r for r in rows if r["prompt"] not in held_out], [r for r in rows if r["prompt"] in held_out]
+
+
+def make_reward_model(run: Run):
+    """05: train the reward model from the SFT model on the training part of the preferences."""
+    from .rewards import train_reward_model
+    training, _ = preferences(run)
+    with run.building("reward_model") as folder:
+        return train_reward_model(need(run, "sft"), training, folder, run.profile.reward_model, run.seed)
+
+
+def rl_prompts(run: Run, number: int | None = None) -> list[str]:
+    """Prompts for reinforcement learning: of training topics and wordings, not those of the comparisons."""
+    number = number or 1000
+    return [write_prompt(r) for r in training_requests(number, f"rl {run.seed}")]
+
+
+def make_policy(run: Run, method: str):
+    """06: optimise the SFT model against the reward model with `rloo` or `grpo`."""
+    from .rl import train_policy
+    plan = getattr(run.profile, method)
+    start, reward_model = need(run, "sft"), need(run, "reward_model")
+    with run.building(method) as folder:
+        return train_policy(method, start, reward_model, rl_prompts(run), folder, plan, run.seed, run.profile.max_new_tokens)
+
+
+def make_dpo(run: Run):
+    """08: DPO on the training part of the same preferences."""
+    from .dpo import train_dpo
+    training, _ = preferences(run)
+    with run.building("dpo") as folder:
+        return train_dpo(need(run, "sft"), training, folder, run.profile.dpo, run.profile.dpo_beta, run.seed)
+
+
+MAKERS = {"instructions": make_instructions, "sft": make_sft, "candidates": make_candidates, "labels": make_preferences,
+          "preferences": make_preferences, "reward_model": make_reward_model, "dpo": make_dpo}

@@ -1,0 +1,51 @@
+"""Figures with their uncertainty. Every estimate is a dict with `estimate`, `low`, `high` (95 %) and `n`."""
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 2000
+
+
+def mean(values) -> dict:
+    """Mean with a percentile bootstrap interval (Efron, 1979)."""
+    values = np.asarray(values, dtype=float)
+    if len(values) == 0:
+        raise ValueError("no values to take the mean of")
+    if np.ptp(values) == 0:
+        return _estimate(values[0], values[0], values[0], len(values))
+    interval = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile",
+                               rng=np.random.default_rng(0)).confidence_interval
+    return _estimate(values.mean(), interval.low, interval.high, len(values))
+
+
+def share(flags) -> dict:
+    """Share of true values with a Wilson (1927) interval."""
+    flags = [bool(flag) for flag in flags]
+    if not flags:
+        raise ValueError("no values to take the share of")
+    interval = stats.binomtest(sum(flags), len(flags)).proportion_ci(method="wilson")
+    return _estimate(sum(flags) / len(flags), interval.low, interval.high, len(flags))
+
+
+def win_rate(scores, rival_scores) -> dict:
+    """Share of prompts on which `scores` beat `rival_scores`, a tie counting half, bootstrapped by prompt."""
+    difference = np.asarray(scores, dtype=float) - np.asarray(rival_scores, dtype=float)
+    return mean((np.sign(difference.round(9)) + 1) / 2)
+
+
+def over_seeds(estimates: list[dict]) -> dict:
+    """Mean of the same figure from several seeds, with a t interval between the seeds; n is the number of seeds."""
+    values = np.array([e["estimate"] for e in estimates])
+    if len(values) < 2:
+        return dict(estimates[0])
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return _estimate(values.mean(), values.mean() - half, values.mean() + half, len(values))
+
+
+def show(estimate: dict, digits: int = 2) -> str:
+    """An estimate in words: `0.83 (0.78 to 0.87, n 300)`."""
+    return f"{estimate['estimate']:.{digits}f} ({estimate['low']:.{digits}f} to {estimate['high']:.{digits}f}, n {estimate['n']})"
+
+
+def _estimate(estimate, low, high, n) -> dict:
+    return {"estimate": float(estimate), "low": float(low), "high": float(high), "n": int(n)}

@@ -1,0 +1,92 @@
+"""What every TRL trainer of the series is told, in one place, and how its log is kept and shown.
+
+The settings answer to measured traps: TRL turns bf16 and activation checkpointing on by default, which a CPU cannot or should
+not do; models are handed over as folders, because TRL patches a model in memory so that copies of it compute with the original.
+"""
+
+import logging
+import random
+import warnings
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from transformers import PrinterCallback, TrainerCallback
+
+from .notebook import Progress
+from .profiles import Training
+
+GPU = torch.cuda.is_available()
+BF16 = GPU and torch.cuda.get_device_capability()[0] >= 8
+
+
+def quiet() -> None:
+    """Keep library chatter that a learner cannot act on out of the notebooks; errors still show."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"trl|transformers|torch|accelerate")
+
+
+def trainer_settings(folder: str | Path, seed: int, training: Training | None = None, **more) -> dict:
+    """Keyword arguments for any TRL config: 32-bit on a CPU, nothing reported, nothing saved on the way, every step logged."""
+    quiet()
+    settings = dict(
+        output_dir=str(folder), seed=seed, bf16=BF16, use_cpu=not GPU, activation_checkpointing=False, report_to="none",
+        save_strategy="no", dataloader_pin_memory=GPU, logging_steps=1, disable_tqdm=True, lr_scheduler_type="linear",
+        warmup_steps=5, max_grad_norm=1.0)
+    if training is not None:
+        settings |= dict(train_sampling_strategy="sequential", learning_rate=training.learning_rate, per_device_train_batch_size=training.batch_size,
+                         num_train_epochs=training.epochs, max_steps=training.steps)
+    return settings | more
+
+
+class History(TrainerCallback):
+    """Keeps what a trainer logs, one dict a step in `rows`, and shows a progress bar. `on_step` is called with each row."""
+
+    def __init__(self, title: str):
+        self.rows: list[dict] = []
+        self.progress = Progress(title)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "train_runtime" not in logs:
+            self.rows.append({"step": state.global_step, **logs})
+            value = logs.get("reward", logs.get("loss"))
+            self.progress.update(state.global_step, state.max_steps, "" if value is None else f"{value:.3f}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.progress.done()
+
+    def column(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one logged quantity."""
+        rows = [row for row in self.rows if name in row]
+        return [row["step"] for row in rows], [float(row[name]) for row in rows]
+
+
+def run_trainer(trainer, history: History, folder: str | Path) -> History:
+    """Train with the history attached and save model and tokenizer into `folder`."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(history)
+    trainer.train()
+    trainer.save_model(str(folder))
+    trainer.processing_class.save_pretrained(str(folder))
+    return history
+
+
+def length_grouped(rows: list[dict], fields: tuple[str, ...], batch_size: int, seed: int) -> list[dict]:
+    """The rows in an order in which batches hold rows of like length, batches in random order: far less padding.
+
+    For trainers that then read the rows in sequence (`train_sampling_strategy="sequential"`, set in `trainer_settings`).
+    """
+    dice = random.Random(seed)
+    ordered = sorted(dice.sample(rows, len(rows)), key=lambda row: sum(len(row[f]) for f in fields))
+    batches = [ordered[k: k + batch_size] for k in range(0, len(ordered), batch_size)]
+    return [row for batch in dice.sample(batches, len(batches)) for row in batch]
+
+
+def smooth(values: list[float], window: int = 5) -> list[float]:
+    """Running mean over up to `window` values, the same length as the input."""
+    return [sum(values[max(0, k - window + 1): k + 1]) / len(values[max(0, k - window + 1): k + 1]) for k in range(len(values))]

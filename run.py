@@ -1,0 +1,315 @@
+#!/usr/bin/env python3
+"""The one entry point of the series: it makes its own environment beside it, then does what you ask.
+
+    python3 run.py tutorial     run the notebooks in order and print a table of what each took and found
+    python3 run.py lab          open JupyterLab at notebook 00
+    python3 run.py test         run all tests (--quick: only those of the helper package)
+    python3 run.py refresh      run the notebooks again and write their outputs into them
+
+On Windows say `py run.py ...`. It needs Python 3.11 or newer and nothing else. The file uses the standard library only,
+and still parses on Python 3.6, so that an old Python gets a message and not a SyntaxError.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+NOTEBOOKS = ROOT / "notebooks"
+RUNS = ROOT / "runs"
+REQUIREMENTS = ROOT / "requirements.txt"
+VENV = ROOT / ".venv"
+
+OLDEST_PYTHON = (3, 11)
+TORCH = "torch==2.13.0"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+FREE_BYTES_NEEDED = 3 * 10**9
+FREE_BYTES_NEEDED_WITH_CUDA = 10 * 10**9
+NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=900", "--timeout=0"]
+
+
+class SetupError(Exception):
+    """What stops the set-up, and what to do about it."""
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def main(arguments=None):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        check_python(sys.version_info)
+        options = parse(arguments)
+        python = ready_environment()
+        if options.command == "test":
+            return run_tests(python, options.quick)
+        if options.command == "lab":
+            return run_child(lab_command(python, options.extra), environment())
+        return run_child([str(python), "-m", "rlhf_helpers.series"] + arguments, environment())
+    except (SetupError, OSError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. The same command starts again.", file=sys.stderr)
+        return 130
+
+
+def parse(arguments):
+    """Read the command line; `rlhf_helpers.series` does it with this too. The options after `lab` are JupyterLab's."""
+    top = argparse.ArgumentParser(prog="run.py", description="Run the RLHF series.")
+    commands = top.add_subparsers(dest="command", metavar="tutorial | lab | test | refresh")
+    commands.required = True
+    tutorial = commands.add_parser("tutorial", help="run the notebooks in order")
+    which = tutorial.add_mutually_exclusive_group()
+    which.add_argument("--only", metavar="NN", type=notebook_number, help="run this notebook alone")
+    which.add_argument("--from", metavar="NN", type=notebook_number, dest="start", help="start at this notebook")
+    tutorial.add_argument("--seed", metavar="N", type=seed, default=0, help="seed of everything random (default 0)")
+    tutorial.add_argument("--profile", metavar="NAME", default="practice", help="model and sizes (default practice)")
+    tutorial.add_argument("--run", metavar="NAME", type=run_name, help="folder in runs/ (default: the profile's name)")
+    commands.add_parser(
+        "lab", help="open JupyterLab at notebook 00; options are passed on to it, for example --no-browser"
+    )
+    test = commands.add_parser("test", help="run all tests")
+    test.add_argument("--quick", action="store_true", help="only the tests of the helper package")
+    refresh = commands.add_parser("refresh", help="run the notebooks and write their outputs into them")
+    refresh.add_argument("numbers", metavar="NN", nargs="*", type=notebook_number, help="only these notebooks")
+    options, extra = top.parse_known_args(arguments)
+    if extra and options.command != "lab":
+        top.error("unknown: " + " ".join(extra))
+    options.extra = extra
+    return options
+
+
+def notebook_number(text):
+    numbers = sorted(path.name[:2] for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    if text.zfill(2) not in numbers:
+        raise argparse.ArgumentTypeError(f"there is no notebook {text}; there are {', '.join(numbers)}")
+    return text.zfill(2)
+
+
+def seed(text):
+    if not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 4294967295")
+    return int(text)
+
+
+def run_name(text):
+    if not re.match(r"[A-Za-z0-9_][A-Za-z0-9_.-]*$", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no folder name; use letters, digits, - and _")
+    return text
+
+
+def lab_command(python, extra):
+    page = "".join(f"/tree/notebooks/{path.name}" for path in NOTEBOOKS.glob("00_*.ipynb"))
+    options = [f"--ServerApp.root_dir={ROOT}", f"--LabApp.default_url=/lab{page}"]
+    return [str(python), "-m", "jupyterlab"] + options + extra
+
+
+def run_tests(python, quick):
+    """Run the tests of the helpers and of the notebooks side by side; show the former's output after the latter's."""
+    pytest = [str(python), "-m", "pytest"]
+    settings = environment(offline=True)
+    if quick:
+        return run_child(pytest + ["tests"], settings)
+    shutil.rmtree(str(RUNS / "test"), ignore_errors=True)
+    with tempfile.TemporaryFile() as held_back:
+        helpers = subprocess.Popen(pytest + ["tests"], stdout=held_back, stderr=held_back, cwd=str(ROOT), env=settings)
+        try:
+            notebooks_code, notebooks_summary = stream(pytest + ["notebooks"] + NBVAL, dict(settings, RLHF_RUN="test"))
+            helpers_code = helpers.wait()
+        finally:
+            stop(helpers)
+        held_back.seek(0)
+        text = held_back.read().decode("utf-8", "replace")
+    print(text)
+    print(f"notebooks: {notebooks_summary}\nhelpers:   {last_line(text)}")
+    return 1 if notebooks_code or helpers_code else 0
+
+
+# --- the children -----------------------------------------------------------------------------------------------------
+
+
+def environment(offline=False):
+    """The environment variables of every child: one thread, no network in tests, no bars a learner can't use."""
+    settings = dict(os.environ)
+    settings.pop("MPLBACKEND", None)
+    settings.setdefault("OMP_NUM_THREADS", "1")
+    settings.setdefault("RLHF_RUNS", str(RUNS))
+    settings.update(
+        PYTHONPATH=str(ROOT),
+        PYTHONUTF8="1",
+        TOKENIZERS_PARALLELISM="false",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+        TRL_EXPERIMENTAL_SILENCE="1",
+    )
+    if offline:
+        settings["HF_HUB_OFFLINE"] = "1"
+    return settings
+
+
+def run_child(command, settings):
+    """Run a command and return its exit code. Ctrl-C reaches the child by itself, and the child says what to do."""
+    child = subprocess.Popen(command, cwd=str(ROOT), env=settings)
+    try:
+        while True:
+            try:
+                return shell_code(child.wait())
+            except KeyboardInterrupt:
+                continue
+    finally:
+        stop(child)
+
+
+def stream(command, settings):
+    """Run a command, pass its output on as it comes, and return its exit code and its last line."""
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=str(ROOT), env=settings)
+    seen = b""
+    try:
+        for chunk in iter(lambda: os.read(child.stdout.fileno(), 65536), b""):
+            sys.stdout.write(chunk.decode("utf-8", "replace"))
+            sys.stdout.flush()
+            seen = (seen + chunk)[-4000:]
+        return shell_code(child.wait()), last_line(seen.decode("utf-8", "replace"))
+    finally:
+        stop(child)
+
+
+def stop(child):
+    if child.poll() is None:
+        child.terminate()
+        child.wait()
+
+
+def shell_code(code):
+    return code if code >= 0 else 128 - code
+
+
+def last_line(text):
+    lines = text.split("\n")
+    return next((line.strip("= \r") for line in reversed(lines) if line.strip()), "no output")
+
+
+# --- the environment --------------------------------------------------------------------------------------------------
+
+
+def check_python(version):
+    if tuple(version[:2]) < OLDEST_PYTHON:
+        raise SetupError(
+            f"This is Python {version[0]}.{version[1]}; the series needs Python {'.'.join(map(str, OLDEST_PYTHON))} or "
+            "newer.\nInstall one from https://www.python.org/downloads/ or your system's packages and call it by its "
+            "name, for example:\n    python3.12 run.py tutorial"
+        )
+
+
+def ready_environment():
+    """Return the Python of the environment in .venv; make it first if it is missing, half made or out of date."""
+    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp = VENV / "made_from.txt"
+    wanted = hashlib.sha256(REQUIREMENTS.read_bytes() + TORCH.encode()).hexdigest()
+    if not (python.exists() and stamp.exists() and stamp.read_text() == wanted):
+        make_environment(python)
+        stamp.write_text(wanted)
+    return python
+
+
+def make_environment(python):
+    check_this_computer()
+    if VENV.exists():
+        print("The environment in .venv is unfinished or out of date: making it again.")
+        shutil.rmtree(str(VENV))
+    VENV.mkdir()
+    step("Making the environment in .venv", [sys.executable, "-m", "venv", str(VENV)])
+    install = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
+    step("Installing PyTorch", install + torch_arguments())
+    step("Installing the other packages", install + ["--requirement", str(REQUIREMENTS)])
+
+
+def check_this_computer():
+    if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
+        line = f"sudo apt install python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+        raise SetupError(f"This Python cannot make environments. Run this, then try again:\n    {line}")
+    if Path(sys.prefix).resolve() == VENV.resolve():
+        raise SetupError(".venv has to be made again, but is in use. Run `deactivate`, then try again.")
+    needed = FREE_BYTES_NEEDED_WITH_CUDA if has_cuda() else FREE_BYTES_NEEDED
+    free = shutil.disk_usage(str(ROOT)).free
+    if free < needed:
+        raise SetupError(
+            f"The disk of {ROOT} has {free / 1e9:.1f} GB free, and the environment needs about {needed / 1e9:.0f} GB. "
+            "Make room, then try again."
+        )
+
+
+def has_cuda():
+    return platform.system() == "Linux" and shutil.which("nvidia-smi") is not None
+
+
+def torch_arguments():
+    """What pip installs as PyTorch.
+
+    On Linux without an NVIDIA GPU it is the CPU build by its full name, from PyTorch's own server if that answers: so
+    pip can never choose the CUDA build, gigabytes of download. (pip's --dry-run is no way to find out; it downloads.)
+    """
+    if platform.system() != "Linux" or has_cuda():
+        return [TORCH]
+    return [TORCH + "+cpu"] + (["--index-url", CPU_INDEX] if answers(CPU_INDEX + "/torch/") else [])
+
+
+def answers(address):
+    try:
+        with urllib.request.urlopen(address, timeout=5) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def step(title, command):
+    """Run one step of the set-up with its output in a log; show how long it takes, and explain it if it fails."""
+    log = VENV / "install.log"
+    started = time.time()
+    live = sys.stdout.isatty()
+    with log.open("ab") as output:
+        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=str(ROOT), env=environment())
+    try:
+        while child.poll() is None:
+            if live:
+                print(f"\r{title} ... {time.time() - started:.0f} s", end="", flush=True)
+            time.sleep(0.2)
+    finally:
+        stop(child)
+    line = f"{title}: {time.time() - started:.0f} s"
+    print(f"\r{line:<79}" if live else line, flush=True)
+    if child.returncode:
+        raise SetupError(explanation(title, log))
+
+
+def explanation(title, log):
+    text = log.read_text(encoding="utf-8", errors="replace")
+    if "No space left on device" in text or "not enough space on the disk" in text:
+        return f"{title}: the disk is full, or that of {tempfile.gettempdir()}. Make room, then try again."
+    if f"No matching distribution found for {TORCH}" in text:
+        return (
+            f"pip found no {TORCH} for Python {sys.version_info[0]}.{sys.version_info[1]} here. One of these helps:"
+            "\n  * If this Python is newer than 3.14, call an older one, for example: python3.12 run.py tutorial"
+            f"\n  * Make {CPU_INDEX} reachable. Without an NVIDIA GPU only the CPU build is taken."
+            f"\n  * Put the wheel of {TORCH}+cpu in a folder and set the variable PIP_FIND_LINKS to that folder."
+            f"\nThe whole log: {log}"
+        )
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("WARNING")]
+    last = "\n    ".join(lines[-6:])
+    return f"{title} failed. Its last lines:\n    {last}\nThe whole log: {log}\nThe same command starts again."
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no child outlives this
+    sys.exit(main())

@@ -1,0 +1,591 @@
+"""Labels: what the store keeps, what a session refuses, what the views show, what is exported."""
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from rlhf_helpers import formats
+from rlhf_helpers.labelling import plain_view
+from rlhf_helpers.labelling import store as store_module
+from rlhf_helpers.labelling.export import export_preferences
+from rlhf_helpers.labelling.session import LabellingSession, StaleAct, pairs_of
+from rlhf_helpers.labelling.store import Comparison, Event, LabelStore, Response, StoreError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def no_swallowed_errors(caplog, request):
+    """ipywidgets logs what a callback raises and goes on; here that fails the test."""
+    yield
+    swallowed = [record.getMessage() for record in caplog.get_records("call") if "Exception in" in record.getMessage()]
+    assert bool(swallowed) == ("raises_in_callback" in request.fixturenames), swallowed
+
+
+@pytest.fixture
+def raises_in_callback():
+    """For the test that wants an error in a callback."""
+
+
+def candidate_set(number, texts=("Go to bed early.", "Drink tea at night, and sing.")):
+    return {"prompt": f"How do I sleep better? ({number})",
+            "responses": [{"id": f"r{place}", "text": f"{text} ({number})", "model": f"m{place}", "settings": {}}
+                          for place, text in enumerate(texts)]}
+
+
+CANDIDATES = [candidate_set(number) for number in range(20)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return LabelStore(tmp_path / "labels.sqlite")
+
+
+@pytest.fixture
+def session(store):
+    return LabellingSession(store, CANDIDATES, "ann", seed=1)
+
+
+@pytest.fixture(autouse=True)
+def quick_hands(monkeypatch):
+    """Tests press buttons sooner than a person could have read."""
+    monkeypatch.setattr(plain_view, "TOO_QUICK_MS", 0)
+
+
+class Fake:
+    """A simulated annotator that likes the longer answer, or now and then none."""
+
+    def __init__(self, name, tie_share=0.1):
+        self.name, self.tie_share, self.asked = name, tie_share, 0
+
+    def compare(self, prompt, left_text, right_text, rng):
+        self.asked += 1
+        longer = "left" if len(left_text) > len(right_text) else "right"
+        choice = "tie_bad" if rng.random() < self.tie_share else longer
+        return SimpleNamespace(choice=choice, shown_ms=rng.randrange(900, 4000))
+
+
+def pair(store, number=0, annotators=("ann", "bob")):
+    comparison = pairs_of([candidate_set(number)])[0][0]
+    store.add_comparisons([comparison])
+    for name in annotators:
+        store.add_annotator(name)
+    return comparison
+
+
+def label(comparison, place, annotator="ann", **more):
+    preferred = comparison.responses[place].id
+    return Event("label", comparison.id, annotator, "test", choice="prefer", preferred=preferred, **more)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The store
+
+def test_same_pair_has_the_same_id_from_either_side_and_in_either_form():
+    one, other = Response("a", "m1"), Response("b", "m2")
+    asked = [{"role": "user", "content": "p"}]
+    assert Comparison("p", (one, other)).id == Comparison(asked, (other, one)).id != Comparison("q", (one, other)).id
+
+
+def test_relabel_undo_redo_and_two_annotators(store):
+    comparison = pair(store)
+    verdicts = lambda: {label.annotator: label.verdict for label in store.labels()}       # noqa: E731
+    first, second = label(comparison, 0), label(comparison, 1)
+    store.record(first)
+    store.record(label(comparison, 0, "bob"))
+    store.record(second)
+    left, right = (response.id for response in comparison.responses)
+    assert verdicts() == {"ann": right, "bob": left}
+    undo = Event("undo", comparison.id, "ann", "test", undoes=second.id)
+    store.record(undo)
+    assert verdicts() == {"ann": left, "bob": left}
+    store.record(Event("undo", comparison.id, "ann", "test", undoes=undo.id))
+    assert verdicts() == {"ann": right, "bob": left}
+    assert len(store.events()) == 5
+
+
+def test_sending_an_act_again_changes_nothing(store):
+    event = label(pair(store), 0)
+    assert (store.record(event), store.record(event), store.record(event, event)) == (1, 0, 0)
+    assert len(store.events()) == 1
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"choice": "tie"}, "CHECK"), ({"preferred": "nobody"}, "FOREIGN KEY"), ({"preferred": None}, "CHECK"),
+    ({"annotator": "stranger"}, "FOREIGN KEY"), ({"comparison_id": "none"}, "FOREIGN KEY"), ({"shown_ms": -1}, "CHECK"),
+    ({"kind": "undo"}, "undo must name"), ({"kind": "opinion"}, "CHECK"),
+])
+def test_an_invalid_act_saves_none_of_its_batch(store, change, message):
+    comparison = pair(store)
+    good = label(comparison, 0)
+    bad = Event(**{**vars(label(comparison, 1)), **change})
+    with pytest.raises(StoreError, match=message):
+        store.record(good, bad)
+    assert store.events() == []
+
+
+def test_nobody_undoes_for_another_or_rewrites_the_log(store):
+    comparison = pair(store)
+    event = label(comparison, 0)
+    store.record(event)
+    with pytest.raises(StoreError, match="same annotator and pair"):
+        store.record(Event("undo", comparison.id, "bob", "test", undoes=event.id))
+    connection = sqlite3.connect(store.path)
+    for statement in ("UPDATE event SET choice = 'tie_bad'", "DELETE FROM event"):
+        with pytest.raises(sqlite3.DatabaseError, match="append-only"):
+            connection.execute(statement)
+    connection.close()
+
+
+def test_a_person_and_a_simulated_annotator_cannot_share_a_name(store):
+    store.add_annotator("ann")
+    with pytest.raises(StoreError, match='"ann" is person here, not simulated'):
+        store.add_annotator("ann", "simulated")
+
+
+def make_foreign(path):
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE recipes(name)")
+    connection.close()
+
+
+def make_damaged(path):
+    LabellingSession(LabelStore(path), CANDIDATES, "ann")
+    content = bytearray(path.read_bytes())
+    content[5000:-1000] = b"\x07" * (len(content) - 6000)
+    path.write_bytes(content)
+
+
+def make_newer(path):
+    LabelStore(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version = {store_module.VERSION + 1}")
+    connection.close()
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda path: path.write_text("my notes\n" * 100), "not a label store"), (make_foreign, "not a label store"),
+    (make_damaged, "damaged"), (make_newer, "newer version"), (lambda path: path.mkdir(), "cannot be opened"),
+    (lambda path: (LabelStore(path).close(), path.write_bytes(path.read_bytes()[:9000])), "damaged"),
+])
+def test_a_file_that_is_no_good_is_named_and_left_alone(tmp_path, make, message):
+    path = tmp_path / "labels.sqlite"
+    make(path)
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(StoreError, match=f"labels.sqlite: .*{message}"):
+        LabelStore(path)
+    assert (path.read_bytes() if path.is_file() else None) == before
+    assert [file.name for file in tmp_path.iterdir()] == ["labels.sqlite"]
+
+
+@pytest.fixture
+def without_root():
+    """File modes say nothing to root, so let the test be somebody else for a while."""
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    yield
+    if is_root:
+        os.seteuid(0)
+
+
+def test_a_read_only_file_is_refused_at_once(without_root):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "labels.sqlite")
+        LabelStore(path).close()
+        path.chmod(0o444)
+        before = path.read_bytes()
+        with pytest.raises(StoreError, match="cannot be written to"):
+            LabelStore(path)
+        assert path.read_bytes() == before
+        path.chmod(0o644)
+
+
+def test_a_store_that_is_taken_away_is_missed(session):
+    session.store.path.rename(session.store.path.with_name("elsewhere.sqlite"))
+    with pytest.raises(StoreError, match="moved or deleted"):
+        session.choose(session.current.pair_id, "left")
+
+
+def test_threads_write_side_by_side(store):
+    comparisons = [pair(store, number, annotators=("t0", "t1", "t2", "t3")) for number in range(25)]
+    errors = []
+    def work(name):
+        try:
+            for comparison in comparisons:
+                store.record(label(comparison, 0, name))
+        except Exception as error:
+            errors.append(error)
+    threads = [threading.Thread(target=work, args=(f"t{number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [] and len(store.labels()) == 100
+
+
+WRITER = """
+import os, sys
+from rlhf_helpers.labelling.session import pairs_of
+from rlhf_helpers.labelling.store import Event, LabelStore
+path, name, acks = sys.argv[1:]
+store = LabelStore(path)
+store.add_annotator(name)
+answers = [{"id": text, "text": text, "model": "", "settings": {}} for text in "ab"]
+pair, = pairs_of([{"prompt": "p", "responses": answers}])[0]
+store.add_comparisons([pair])
+acks = os.open(acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+while True:
+    event = Event("label", pair.id, name, "kill", choice="prefer", preferred=pair.responses[0].id)
+    store.record(event)
+    os.write(acks, event.id.encode() + b"\\n")
+"""
+
+
+def acknowledged(files):
+    return [line for file in files if file.exists() for line in file.read_text().splitlines()]
+
+
+def run_and_kill(path, files):
+    """Two writers, killed in the middle of what they do after 900 acts, or after three seconds on a slow disk."""
+    before = len(acknowledged(files))
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, file.name, file], cwd=ROOT) for file in files]
+    while len(acknowledged(files)) == before and all(writer.poll() is None for writer in writers):
+        time.sleep(0.01)
+    deadline = time.monotonic() + 3
+    while len(acknowledged(files)) < before + 900 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for writer in writers:
+        writer.kill()
+        writer.wait()
+
+
+def test_kill_9_loses_no_acknowledged_act_and_doubles_none():
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None        # what survives a kill needs no real disk
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        path, files = Path(folder, "labels.sqlite"), [Path(folder, "one"), Path(folder, "two")]
+        LabelStore(path)
+        for _ in range(3):
+            run_and_kill(path, files)
+        acks, saved = acknowledged(files), [event["id"] for event in LabelStore(path).events()]
+        assert len(acks) > 100 and set(acks) <= set(saved)
+        assert len(saved) == len(set(saved)) <= len(acks) + 6      # at most one unacknowledged act a writer and round
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The session
+
+def test_sides_are_balanced_recorded_and_stable(store):
+    session = LabellingSession(store, CANDIDATES, "ann", seed=1)
+    on_left = []
+    while shown := session.current:
+        on_left.append(shown.left.model)
+        session.choose(shown.pair_id, "left", shown_ms=5)
+    assert all(abs(on_left[:n].count("m0") - n / 2) <= 1 for n in range(1, 21))
+    assert all(label.preferred == label.shown_order[0] and label.shown_ms == 5 for label in store.labels())
+    again = LabellingSession(store, CANDIDATES[::-1], "ann", seed=2)
+    assert again._left == session._left and again.current is None
+    assert LabellingSession(store, CANDIDATES, "bob", seed=1)._left != session._left
+
+
+def test_more_candidates_keep_what_was_fixed(store):
+    first = LabellingSession(store, CANDIDATES[:8], "ann")
+    shown = first.current
+    more = LabellingSession(store, CANDIDATES, "ann")
+    assert first._left.items() <= more._left.items()
+    assert more._shown(shown.pair_id) == shown
+
+
+def test_a_new_session_goes_on_where_the_store_stands(session):
+    for choice in ("left", "tie_good", "tie_bad"):
+        session.choose(session.current.pair_id, choice)
+    session.skip(session.current.pair_id, reason="about medicine")
+    again = LabellingSession(session.store, CANDIDATES, "ann", seed=1)
+    assert again.current == session.current
+    progress = again.progress()
+    assert (progress.saved, progress.skipped, progress.total) == (4, 1, 20)
+    assert [event["comment"] for event in session.store.events()][-1] == "about medicine"
+
+
+def test_a_late_or_double_act_is_refused(session):
+    seen = session.current.pair_id
+    session.choose(seen, "left")
+    for act in (lambda: session.choose(seen, "left"), lambda: session.skip(seen), lambda: session.undo(seen)):
+        with pytest.raises(StaleAct, match="no longer on the screen"):
+            act()
+    assert session.progress().saved == 1
+    with pytest.raises(ValueError, match="left, right, tie_good, tie_bad"):
+        session.choose(session.current.pair_id, "tie")
+
+
+def test_undo_without_limit_also_after_a_restart(session):
+    pairs = []
+    for choice in ("left", "right", "tie_good"):
+        pairs.append(session.current.pair_id)
+        session.choose(pairs[-1], choice)
+    again = LabellingSession(session.store, CANDIDATES, "ann", seed=1)
+    for pair_id in reversed(pairs):
+        assert again.undo(again.current.pair_id).pair_id == pair_id
+    assert not again.can_undo() and again.progress().saved == 0
+    assert again.undo(again.current.pair_id).pair_id == pairs[0]
+    assert len(session.store.events()) == 6
+
+
+def test_answers_that_are_the_same_are_not_compared(store):
+    twins, three = candidate_set(1, ("Same.", "Same.")), candidate_set(2, ("One.", "Two.", "One."))
+    session = LabellingSession(store, [twins, three], "ann")
+    assert (session.progress().total, session.left_out) == (1, 2)
+    with pytest.raises(ValueError, match="no pair to compare"):
+        LabellingSession(store, [twins], "ann")
+    with pytest.raises(formats.BadData, match='candidates, line 1, field "responses"'):
+        LabellingSession(store, [{"prompt": "p"}], "ann")
+
+
+def test_finish_keeps_persons_and_fills_the_rest(session):
+    for _ in range(5):
+        session.choose(session.current.pair_id, "left")
+    helpers = [Fake("kind"), Fake("strict"), Fake("quick"), Fake("slow")]
+    filled = session.finish(helpers, per_pair=3)
+    assert (filled.pairs, filled.pairs_by_person, filled.human) == (20, 5, 5)
+    assert sum(filled.simulated.values()) == 60 and len(filled.simulated) == 4
+    assert "20 pairs: 5 human labels on 5 of them" in str(filled) and "60 simulated labels" in str(filled)
+    assert session.finish(helpers, per_pair=3) == filled and sum(helper.asked for helper in helpers) == 60
+    with pytest.raises(ValueError, match="from 1 to 2"):
+        session.finish(helpers[:2])
+    assert session.finish([]) == filled
+
+
+def test_simulated_labels_do_not_depend_on_order_and_are_seeded(tmp_path):
+    def said(name, candidates, seed):
+        store = LabelStore(tmp_path / name)
+        LabellingSession(store, candidates, "ann", seed).finish([Fake("kind", 0.5)], per_pair=1)
+        return {label.comparison_id: (label.verdict, label.shown_ms) for label in store.labels()}
+    assert said("1", CANDIDATES, 0) == said("2", CANDIDATES[::-1], 0) != said("3", CANDIDATES, 1)
+
+
+def test_an_annotator_that_answers_nonsense_saves_nothing(session):
+    fake = Fake("odd")
+    fake.compare = lambda *_: SimpleNamespace(choice="both", shown_ms=1)
+    with pytest.raises(ValueError, match="'both' is not known"):
+        session.finish([fake], per_pair=1)
+    assert session.store.events() == []
+
+
+def test_six_thousand_simulated_labels_are_quick(store):
+    many = [candidate_set(number) for number in range(2000)]
+    session = LabellingSession(store, many, "ann")
+    start = time.monotonic()
+    filled = session.finish([Fake(name) for name in ("kind", "strict", "quick")])
+    assert sum(filled.simulated.values()) == 6000 and time.monotonic() - start < 5
+    start = time.monotonic()
+    session.choose(session.current.pair_id, "left")
+    assert time.monotonic() - start < 0.5
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The views
+
+def press(view, text):
+    view.buttons[text].click()
+
+
+def test_view_saves_moves_on_and_counts(session):
+    view = plain_view.PlainView(session, goal=4)
+    seen = []
+    for text in ("Left is better", "Right is better", "Both good", "Both bad", "Skip"):
+        shown = session.current
+        seen.append(shown)
+        assert shown.left.text in view.left.value and shown.right.text in view.right.value
+        press(view, text)
+    said = {label.comparison_id: label for label in session.store.labels()}
+    verdicts = [said[shown.pair_id].verdict for shown in seen]
+    assert verdicts == [seen[0].left.id, seen[1].right.id, "tie_good", "tie_bad", "skip"]
+    assert all(label.shown_ms is not None for label in said.values() if label.choice != "skip")
+    assert "saved 5 of 4 (1 skipped). That is enough" in view.message.value
+    press(view, "Undo")
+    press(view, "Undo")
+    assert session.current == seen[3] and "saved 3 of 4." in view.message.value
+
+
+def test_view_at_the_end_and_back(store):
+    view = plain_view.PlainView(LabellingSession(store, CANDIDATES[:1], "ann"))
+    assert view.buttons["Undo"].disabled
+    press(view, "Both good")
+    assert "All pairs are done" in view.prompt.value and "saved 1 of 1" in view.message.value
+    assert [text for text, button in view.buttons.items() if not button.disabled] == ["Undo"]
+    press(view, "Undo")
+    assert "sleep better" in view.prompt.value and "saved 0 of 1" in view.message.value
+
+
+def test_view_refuses_a_second_click_on_a_pair_that_has_gone(session):
+    view = plain_view.PlainView(session)
+    button = view.buttons["Left is better"]
+    button.click()
+    button.click()
+    assert "no longer on the screen" in view.message.value and 'role="alert"' in view.message.value
+    assert session.progress().saved == 1
+    press(view, "Left is better")
+    assert session.progress().saved == 2
+
+
+def test_view_refuses_the_second_half_of_a_double_click(session, monkeypatch):
+    monkeypatch.setattr(plain_view, "TOO_QUICK_MS", 150)
+    view = plain_view.PlainView(session)
+    for pause, saved in ((0.2, 1), (0, 1), (0.2, 2)):
+        time.sleep(pause)
+        press(view, "Left is better")
+        assert session.progress().saved == saved and ("double click" in view.message.value) == (pause == 0)
+
+
+def test_view_shows_a_failed_save_and_keeps_the_pair(session):
+    view, shown = plain_view.PlainView(session), session.current
+    connection = session.store._connect()
+    connection.execute("PRAGMA query_only = ON")
+    press(view, "Left is better")
+    assert "cannot be written to" in view.message.value and 'role="alert"' in view.message.value
+    assert session.current == shown and shown.left.text in view.left.value
+    connection.execute("PRAGMA query_only = OFF")
+    press(view, "Left is better")
+    assert "saved 1 of 20" in view.message.value
+
+
+def test_view_shows_an_unforeseen_error_and_passes_it_on(session, monkeypatch, raises_in_callback):
+    view = plain_view.PlainView(session)
+    monkeypatch.setattr(session.store, "record", lambda event: 1 / 0)
+    press(view, "Left is better")
+    assert "ZeroDivisionError" in view.message.value and session.progress().saved == 0
+
+
+def test_view_works_from_any_thread(session):
+    view = plain_view.PlainView(session)
+    for _ in range(4):
+        thread = threading.Thread(target=press, args=(view, "Right is better"))
+        thread.start()
+        thread.join()
+    button = view.buttons["Both bad"]
+    threads = [threading.Thread(target=button.click) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert session.progress().saved == 5
+
+
+def test_front_end_message_reaches_the_handler(session):
+    view = plain_view.PlainView(session)
+    view.buttons["Left is better"]._handle_custom_msg({"event": "click"}, [])
+    assert session.progress().saved == 1
+
+
+def test_model_text_is_shown_and_never_interpreted(store):
+    nasty = "<script>alert(1)</script><img src=x onerror=alert(2)> [a](javascript:alert(3)) & \x1b[31m\x00 $x^2$"
+    view = plain_view.PlainView(LabellingSession(store, [candidate_set(0, (nasty, "Plain.\n  indented"))], "ann"))
+    shown = view.left.value + view.right.value
+    assert "<script" not in shown and "<img" not in shown and "&lt;script&gt;" in shown and "&amp;" in shown
+    assert "\x1b" not in shown and "\x00" not in shown and "␛[31m␀" in shown and "Plain.\n  indented" in shown
+    assert "m0" not in shown and "m1" not in shown, "the annotator must not see which model it was"
+
+
+def test_form_saves_at_once_and_goes_back_and_forth(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    form = plain_view.instruction_form(path, topics=["sleep"])
+    form.prompt.value = "How do I sleep better?"
+    assert not path.exists() and "Not saved yet: write the completion" in form.message.value
+    press(form, "New")
+    assert form.prompt.value, "an unfinished pair is not thrown away"
+    form.completion.value = "Keep one bedtime."
+    assert "Saved: 1 pair in mine.jsonl." in form.message.value
+    form.topic.value = "sleep"
+    press(form, "New")
+    form.prompt.value, form.completion.value = "And naps?", "Short ones."
+    press(form, "Previous")
+    form.completion.value = "Keep one bedtime, every day."
+    press(form, "Next")
+    assert form.prompt.value == "And naps?"
+    assert formats.read_instructions(path) == [
+        {"prompt": "How do I sleep better?", "completion": "Keep one bedtime, every day.", "topic": "sleep",
+         "source": "human"},
+        {"prompt": "And naps?", "completion": "Short ones.", "topic": "", "source": "human"}]
+
+
+def test_form_keeps_what_it_cannot_edit(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    message = formats.as_messages
+    long = {"prompt": message("Hi", "user") + message("Hello", "assistant") + message("Naps?", "user"),
+            "completion": message("Short.", "assistant"), "topic": "sleep", "source": "generated", "weight": 2}
+    short = formats.to_conversational({"prompt": "Tea?", "completion": "Yes.", "topic": "food", "source": "generated"})
+    formats.write_instructions(path, [long, short])
+    form = plain_view.instruction_form(path)
+    press(form, "Previous")
+    form.completion.value = "Yes, green."
+    assert formats.read_instructions(path) == [long, formats.to_conversational(
+        {"prompt": "Tea?", "completion": "Yes, green.", "topic": "food", "source": "human"})]
+    press(form, "Previous")
+    assert form.prompt.disabled and "can only be read" in form.message.value
+    form.prompt.value, form.completion.value = "", ""
+    assert len(formats.read_instructions(path)) == 2
+
+
+def test_form_does_not_overwrite_what_others_wrote(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    form = plain_view.instruction_form(path)
+    other = {"prompt": "p", "completion": "c", "topic": "", "source": "human"}
+    formats.write_instructions(path, [other])
+    form.prompt.value, form.completion.value = "mine", "too"
+    assert "something else has changed" in form.message.value and formats.read_instructions(path) == [other]
+    path.write_text("not json\n")
+    with pytest.raises(formats.BadData):
+        plain_view.instruction_form(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The export
+
+def say(store, comparison, annotator, verdict, kind="simulated"):
+    store.add_annotator(annotator, kind)
+    if verdict in (0, 1):
+        store.record(label(comparison, verdict, annotator))
+    elif verdict == "skip":
+        store.record(Event("skip", comparison.id, annotator, "test"))
+    else:
+        store.record(Event("label", comparison.id, annotator, "test", choice=verdict))
+
+
+def test_export_counts_every_pair(store, tmp_path):
+    votes = [(0, 0, 1), (1, 1, "tie_good"), ("tie_good", "tie_good", 0), ("tie_bad",) * 3, (0, 1), ("skip", "skip"), (),
+             (0, 0, 0)]
+    for number, given in enumerate(votes):
+        comparison = pair(store, number, annotators=())
+        for place, verdict in enumerate(given):
+            say(store, comparison, f"sim{place}", verdict)
+    say(store, comparison, "ann", 1, kind="person")              # against three simulated annotators
+    path = tmp_path / "preferences.jsonl"
+    audit = export_preferences(store, path)
+    assert audit == formats.read_json(tmp_path / "preferences.audit.json") == {
+        "pairs": 8, "kept": 3, "kept_by_person": 1,
+        "dropped": {"not labelled": 1, "only skipped": 1, "both good": 1, "both bad": 1, "votes split evenly": 1},
+        "labels": {"human": 1, "simulated": 17, "skips": 2}}
+    rows = formats.read_preferences(path)
+    assert [row["annotator"] for row in rows] == ["sim0 + sim1", "sim0 + sim1", "ann"]
+    assert [row["strength"] for row in rows] == [2 / 3, 2 / 3, 1]
+    assert rows[0]["chosen"] == [{"role": "assistant", "content": "Go to bed early. (0)"}]
+    assert rows[2]["rejected"] == [{"role": "assistant", "content": "Go to bed early. (7)"}]
+    everyone = export_preferences(store, path, human_first=False)
+    assert everyone["kept"] == 3 and formats.read_preferences(path)[2]["strength"] == 0.75
+
+
+def test_export_of_a_finished_session(session, tmp_path):
+    session.choose(session.current.pair_id, "left")
+    session.finish([Fake("kind", 0), Fake("strict", 0), Fake("quick", 0)])
+    audit = export_preferences(session.store, tmp_path / "preferences.jsonl")
+    assert audit["kept"] == 20 and audit["kept_by_person"] == 1
+    rows = formats.read_preferences(tmp_path / "preferences.jsonl")
+    longer = [len(row["chosen"][0]["content"]) > len(row["rejected"][0]["content"]) for row in rows]
+    assert sum(longer) >= 19

@@ -1,0 +1,94 @@
+"""The committed notebooks as files: complete, clean, small, and of the shape that the series promises."""
+
+import re
+
+import nbformat
+import pytest
+
+from rlhf_helpers.bootstrap import ROOT, first_cell
+from rlhf_helpers.series import NOTEBOOKS, WIDGET_VIEW, numbered
+
+NUMBERED = numbered(NOTEBOOKS)
+ALL = NUMBERED + numbered(NOTEBOOKS / "solutions")
+MACHINE_PATH = re.compile(r"(?<![\w/])(/home/|/root/|/Users/|/tmp/|/opt/|/work/|/var/folders/)\w|\b[A-Z]:\\\\?\w+\\")
+LARGEST_FILE, LARGEST_PICTURE = 500_000, 200_000
+
+of_all = pytest.mark.parametrize("path", ALL, ids=lambda path: path.relative_to(NOTEBOOKS).stem)
+of_numbered = pytest.mark.parametrize("path", NUMBERED, ids=lambda path: path.stem)
+
+
+def cells(path, kind=None):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if kind in (None, cell.cell_type)]
+
+
+def outputs(path):
+    return [(cell.execution_count, output) for cell in cells(path, "code") for output in cell.outputs]
+
+
+@of_all
+def test_is_valid_and_small(path):
+    nbformat.validate(nbformat.read(path, as_version=4))
+    assert path.stat().st_size < LARGEST_FILE
+
+
+@of_all
+def test_was_run_from_top_to_bottom_by_the_usual_kernel(path):
+    counts = [cell.execution_count for cell in cells(path, "code")]
+    assert counts == list(range(1, len(counts) + 1)), "run: python3 run.py refresh"
+    assert nbformat.read(path, as_version=4).metadata.kernelspec.name == "python3"
+
+
+@of_all
+def test_holds_no_error_no_stderr_and_no_widget(path):
+    assert "widgets" not in nbformat.read(path, as_version=4).metadata
+    for count, output in outputs(path):
+        assert output.output_type != "error", f"In [{count}] ended in an error"
+        assert output.get("name") != "stderr", f"In [{count}] wrote to stderr: {output.text}"
+        assert WIDGET_VIEW not in output.get("data", {}), f"In [{count}] stored a widget"
+
+
+@of_all
+def test_names_no_path_of_a_machine(path):
+    for line in path.read_text(encoding="utf-8").splitlines():
+        found = None if '"image/png"' in line else MACHINE_PATH.search(line)
+        assert not found, f"{found.group()} in: {line.strip()[:200]}"
+
+
+@of_all
+def test_pictures_are_small(path):
+    for count, output in outputs(path):
+        for kind, data in output.get("data", {}).items():
+            size = len("".join(data)) if kind.startswith("image/") else 0
+            assert size <= LARGEST_PICTURE, f"In [{count}]: a picture of {size} characters"
+
+
+@of_all
+def test_starts_with_the_common_first_cell(path):
+    assert cells(path, "code")[0].source == first_cell(), "run: python -m rlhf_helpers.bootstrap"
+
+
+@of_all
+def test_code_cells_are_short(path):
+    for cell in cells(path, "code"):
+        assert len(cell.source.splitlines()) <= 25, f"In [{cell.execution_count}]"
+
+
+@of_numbered
+def test_has_checked_cells_and_more_text_than_code(path):
+    checked = [cell for cell in cells(path, "code") if "NBVAL_CHECK_OUTPUT" in cell.source]
+    assert len(checked) >= 2 and all(cell.outputs for cell in checked)
+    assert len(cells(path, "markdown")) >= len(cells(path, "code"))
+
+
+@pytest.mark.parametrize("text", ["see /home/me/x", "'/root/a'", "/tmp/x", r"C:\\Users\\me", "/Users/me/x"])
+def test_paths_of_machines_are_recognised(text):
+    assert MACHINE_PATH.search(text)
+
+
+@pytest.mark.parametrize("text", ["https://a.org/home/x", "/content/RLHF", "runs/practice/sft", "a/tmp/b", "N: \\n"])
+def test_other_paths_are_let_be(text):
+    assert not MACHINE_PATH.search(text)
+
+
+def test_the_notebooks_are_those_of_the_repository():
+    assert NOTEBOOKS == ROOT / "notebooks"

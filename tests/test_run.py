@@ -1,0 +1,278 @@
+"""run.py without a network and without a real environment: what it refuses, what it repairs, and what it starts."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+import run
+
+THERE = SimpleNamespace(free=10**12)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Move run.py's folder to a temporary one with two notebooks, room on its disk, and no need to look for PyTorch."""
+    for name, value in {"ROOT": "", "NOTEBOOKS": "notebooks", "RUNS": "runs", "VENV": ".venv"}.items():
+        monkeypatch.setattr(run, name, tmp_path / value)
+    monkeypatch.setattr(run, "REQUIREMENTS", tmp_path / "requirements.txt")
+    (tmp_path / "requirements.txt").write_text("papermill\n")
+    (tmp_path / "notebooks").mkdir()
+    for name in ("00_start_here", "03_supervised_fine_tuning"):
+        (tmp_path / "notebooks" / f"{name}.ipynb").write_text("{}")
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: THERE)
+    monkeypatch.setattr(run, "torch_arguments", lambda: [run.TORCH])
+    return tmp_path
+
+
+@pytest.fixture
+def steps(place, monkeypatch):
+    """The steps taken, by title; the first one makes the file that stands for the environment's Python."""
+    taken = []
+
+    def step(title, command):
+        taken.append(title)
+        if command[1:3] == ["-m", "venv"]:
+            python = place / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+            python.parent.mkdir(parents=True)
+            python.touch()
+
+    monkeypatch.setattr(run, "step", step)
+    return taken
+
+
+@pytest.fixture
+def started(steps, monkeypatch):
+    """The commands that would have been started."""
+    commands = []
+    monkeypatch.setattr(run, "run_child", lambda command, settings: commands.append([*map(str, command)]) or 0)
+    return commands
+
+
+def test_the_file_parses_on_python_3_6():
+    ast.parse(run.Path(run.__file__).read_text(encoding="utf-8"), feature_version=(3, 6))
+
+
+def test_it_uses_the_standard_library_only():
+    tree = ast.parse(run.Path(run.__file__).read_text(encoding="utf-8"))
+    plain = {name.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    parts = {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert plain | parts <= sys.stdlib_module_names
+
+
+def test_an_old_python_is_told_before_anything_else(started, monkeypatch, capsys):
+    monkeypatch.setattr(run.sys, "version_info", (3, 10, 13))
+    assert run.main(["nonsense"]) == 1
+    assert "This is Python 3.10; the series needs Python 3.11 or newer" in capsys.readouterr().err
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "required"),
+        (["train"], "invalid choice"),
+        (["tutorial", "--only", "07"], "there is no notebook 07; there are 00, 03"),
+        (["tutorial", "--from", "x"], "there is no notebook x; there are 00, 03"),
+        (["refresh", "03", "5"], "there is no notebook 5; there are 00, 03"),
+        (["tutorial", "--only", "00", "--from", "03"], "not allowed with"),
+        (["tutorial", "--seed", "-1"], "is not a whole number"),
+        (["tutorial", "--run", "../outside"], "is no folder name"),
+        (["test", "--fast"], "unknown: --fast"),
+    ],
+)
+def test_wrong_arguments_are_named_before_the_set_up(started, steps, capsys, arguments, said):
+    with pytest.raises(SystemExit) as stopped:
+        run.main(arguments)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+    assert started == steps == []
+
+
+def test_arguments_reach_the_series(started):
+    assert run.main(["tutorial", "--from", "3", "--seed", "2", "--run", "mine"]) == 0
+    assert started[0][1:] == ["-m", "rlhf_helpers.series", "tutorial", "--from", "3", "--seed", "2", "--run", "mine"]
+    options = run.parse(["tutorial", "--from", "3"])
+    assert (options.start, options.only, options.seed, options.run) == ("03", None, 0, None)
+    assert options.profile == "practice"
+
+
+def test_lab_opens_the_first_notebook_and_passes_options_on(started, place):
+    run.main(["lab", "--no-browser", "--port=9999"])
+    assert started[0][1:3] == ["-m", "jupyterlab"]
+    assert f"--ServerApp.root_dir={place}" in started[0]
+    assert "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb" in started[0]
+    assert started[0][-2:] == ["--no-browser", "--port=9999"]
+
+
+def test_the_environment_is_made_once(started, steps):
+    run.main(["refresh"])
+    assert steps == ["Making the environment in .venv", "Installing PyTorch", "Installing the other packages"]
+    run.main(["refresh"])
+    assert len(steps) == 3 and len(started) == 2
+
+
+@pytest.mark.parametrize("damage", ["no stamp", "other requirements", "no python"])
+def test_a_half_made_or_old_environment_is_made_again(started, steps, place, damage, capsys):
+    run.main(["refresh"])
+    leftover = place / ".venv" / "leftover"
+    leftover.touch()
+    if damage == "no stamp":
+        (place / ".venv" / "made_from.txt").unlink()
+    elif damage == "other requirements":
+        (place / "requirements.txt").write_text("papermill\ntrl\n")
+    else:
+        shutil.rmtree(place / ".venv" / ("Scripts" if os.name == "nt" else "bin"))
+    run.main(["refresh"])
+    assert len(steps) == 6 and not leftover.exists()
+    assert "unfinished or out of date" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (run.SetupError("pip failed"), 1)])
+def test_a_set_up_that_stops_leaves_no_stamp(started, steps, place, monkeypatch, stop, code):
+    whole = run.step
+
+    def step(title, command):
+        whole(title, command)
+        if title == "Installing the other packages":
+            raise stop
+
+    monkeypatch.setattr(run, "step", step)
+    assert run.main(["refresh"]) == code
+    assert not (place / ".venv" / "made_from.txt").exists() and started == []
+    monkeypatch.setattr(run, "step", whole)
+    assert run.main(["refresh"]) == 0 and len(started) == 1
+
+
+def test_without_ensurepip_there_is_one_line_to_run(started, steps, monkeypatch, capsys):
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None if name == "ensurepip" else THERE)
+    assert run.main(["refresh"]) == 1
+    assert f"sudo apt install python{sys.version_info[0]}.{sys.version_info[1]}-venv" in capsys.readouterr().err
+    assert steps == []
+
+
+@pytest.mark.parametrize(("cuda", "free", "enough"), [(0, 2.9, 0), (0, 3.1, 1), (1, 9.9, 0), (1, 10.1, 1)])
+def test_a_full_disk_is_seen_before_the_download(started, steps, place, monkeypatch, capsys, cuda, free, enough):
+    monkeypatch.setattr(run, "has_cuda", lambda: bool(cuda))
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: SimpleNamespace(free=free * 1e9))
+    assert run.main(["refresh"]) == 1 - enough
+    assert (f"has {free} GB free" in capsys.readouterr().err) != enough
+    assert (place / ".venv").exists() == enough
+
+
+def test_the_environment_in_use_is_not_deleted(started, steps, place, monkeypatch, capsys):
+    (place / ".venv").mkdir()
+    monkeypatch.setattr(run.sys, "prefix", str(place / ".venv"))
+    assert run.main(["refresh"]) == 1
+    assert "deactivate" in capsys.readouterr().err and (place / ".venv").exists()
+
+
+def test_a_step_keeps_a_log_and_explains_its_failure(place, capsys):
+    (place / ".venv").mkdir()
+    run.step("Counting", [sys.executable, "-c", "print('WARNING: noise'); print('one')"])
+    with pytest.raises(run.SetupError) as failed:
+        run.step("Breaking", [sys.executable, "-c", "print('ERROR: no such package'); raise SystemExit(1)"])
+    assert "Breaking failed." in str(failed.value) and "ERROR: no such package" in str(failed.value)
+    assert "WARNING" not in str(failed.value)
+    assert (place / ".venv" / "install.log").read_text().startswith("WARNING: noise\none\n")
+    assert "Counting: " in capsys.readouterr().out
+
+
+def test_a_disk_that_fills_during_the_download_is_named(place):
+    (place / ".venv").mkdir()
+    text = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
+    with pytest.raises(run.SetupError, match="Installing: the disk is full"):
+        run.step("Installing", [sys.executable, "-c", f"print({text!r}); raise SystemExit(1)"])
+
+
+def test_other_trouble_with_the_disk_is_no_traceback(started, steps, place, capsys):
+    (place / "requirements.txt").unlink()
+    assert run.main(["refresh"]) == 1
+    assert "requirements.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("system", "nvidia", "answers", "expected"),
+    [
+        ("Darwin", False, False, [run.TORCH]),
+        ("Windows", True, False, [run.TORCH]),
+        ("Linux", True, True, [run.TORCH]),
+        ("Linux", False, True, [run.TORCH + "+cpu", "--index-url", run.CPU_INDEX]),
+        ("Linux", False, False, [run.TORCH + "+cpu"]),
+    ],
+)
+def test_linux_without_a_gpu_never_gets_cuda(monkeypatch, system, nvidia, answers, expected):
+    monkeypatch.setattr(run.platform, "system", lambda: system)
+    monkeypatch.setattr(run.shutil, "which", lambda name: name if nvidia else None)
+    monkeypatch.setattr(run, "answers", lambda address: answers)
+    assert run.torch_arguments() == expected
+
+
+def test_where_there_is_no_cpu_build_the_ways_out_are_named(place):
+    (place / ".venv").mkdir()
+    text = f"ERROR: No matching distribution found for {run.TORCH}+cpu"
+    with pytest.raises(run.SetupError, match=r"newer than 3\.14[\s\S]*whl/cpu reachable[\s\S]*PIP_FIND_LINKS"):
+        run.step("Installing PyTorch", [sys.executable, "-c", f"print({text!r}); raise SystemExit(1)"])
+
+
+def test_a_server_that_does_not_answer_is_no_error():
+    assert run.answers("http://127.0.0.1:9/") is False
+
+
+def test_children_get_a_quiet_one_thread_environment(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    settings = run.environment()
+    assert settings["OMP_NUM_THREADS"] == "1" and settings["PYTHONPATH"] == str(run.ROOT)
+    assert "MPLBACKEND" not in settings and "HF_HUB_OFFLINE" not in settings
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert run.environment(offline=True)["OMP_NUM_THREADS"] == "4"
+    assert run.environment(offline=True)["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize("failing", ["none", "tests", "notebooks"])
+def test_both_kinds_of_tests_run_and_either_can_fail(place, capsys, failing):
+    """A file pytest.py in the folder stands for pytest; it tells what it was started with."""
+    (place / "pytest.py").write_text(
+        "import os, sys\n"
+        "print(*sys.argv[1:], os.environ['HF_HUB_OFFLINE'], os.environ.get('RLHF_RUN'))\n"
+        f"failed = sys.argv[1] == {failing!r}\n"
+        "print('=====', 'failed' if failed else 'passed', '=====', flush=True)\n"
+        "sys.exit(failed)\n"
+    )
+    (place / "runs" / "test" / "old").mkdir(parents=True)
+    assert run.run_tests(sys.executable, quick=False) == (failing != "none")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == " ".join(["notebooks", *run.NBVAL, "1", "test"])
+    assert printed[2].startswith("tests 1")
+    expected = {name: "failed" if name == failing else "passed" for name in ("notebooks", "tests")}
+    assert printed[-2:] == [f"notebooks: {expected['notebooks']}", f"helpers:   {expected['tests']}"]
+    assert not (place / "runs" / "test").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
+def test_no_child_outlives_it(place):
+    """The real script, stopped while its set-up runs: a file venv.py in the way of the module makes that last."""
+    shutil.copy(run.__file__, place / "run.py")
+    (place / "venv.py").write_text(
+        "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(99)"
+    )
+    script = subprocess.Popen([sys.executable, "run.py", "refresh"], cwd=place, stdout=subprocess.DEVNULL)
+    while not (place / "pid").exists() or not (place / "pid").read_text():
+        assert script.poll() is None
+        time.sleep(0.05)
+    script.terminate()
+    assert script.wait(timeout=20) == 143
+    assert not psutil.pid_exists(int((place / "pid").read_text()))
+
+
+def test_exit_codes_are_those_of_the_child(place):
+    assert run.run_child([sys.executable, "-c", "raise SystemExit(7)"], run.environment()) == 7
+    assert run.shell_code(-9) == 137

@@ -1,0 +1,199 @@
+"""Real kernels run tiny notebooks in a temporary folder: what tutorial and refresh do if all is well, and if not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import psutil
+import pytest
+
+import run
+from rlhf_helpers import series
+from rlhf_helpers.bootstrap import ROOT
+
+WHERE = "import os, pathlib; folder = pathlib.Path(os.environ['RLHF_RUNS'], os.environ['RLHF_RUN'])"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Let the series live in a temporary folder: its notebooks, and its runs beside them."""
+    before = dict(os.environ)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setattr(run, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(series, "NOTEBOOKS", tmp_path / "notebooks")
+    os.environ["RLHF_RUNS"] = str(tmp_path / "runs")
+    yield tmp_path
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def notebook(folder, name, *cells):
+    """Write a notebook whose text cell is followed by these code cells."""
+    path = folder / "notebooks" / f"{name}.ipynb"
+    content = nbformat.v4.new_notebook()
+    content.cells = [nbformat.v4.new_markdown_cell("# Title"), *map(nbformat.v4.new_code_cell, cells)]
+    nbformat.write(content, path)
+    return path
+
+
+def outputs(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return [output.text for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def test_a_run_records_measures_and_reports(folder, capsys):
+    first = notebook(
+        folder,
+        "00_start",
+        WHERE,
+        "block = bytearray(300_000_000)\ndel block",
+        "print(pathlib.Path.cwd().name, *map(os.environ.get, ['RLHF_PROFILE', 'RLHF_SEED', 'OMP_NUM_THREADS']))",
+        "_ = (folder / 'figures.json').write_text('{\"00_start\": \"rubric 4.1 of 10\"}')",
+    )
+    notebook(
+        folder,
+        "02_end",
+        WHERE,
+        "_ = (folder / 'report.json').write_text('{\"seed\": 3}'); _ = (folder / 'report.html').write_text('')",
+        "import time; time.sleep(1.2)",
+    )
+    before = first.read_bytes()
+
+    assert series.main(["tutorial", "--seed", "3", "--run", "mine"]) == 0
+
+    mine = folder / "runs" / "mine"
+    took = json.loads((mine / "notebooks.json").read_text())
+    assert list(took) == ["00_start", "02_end"]
+    assert took["00_start"]["peak_rss_mb"] > 310 > took["02_end"]["peak_rss_mb"] > 30
+    assert 1.2 < took["02_end"]["seconds"] < 60
+    assert json.loads((mine / "report.json").read_text()) == {"seed": 3, "notebooks": took}
+    assert outputs(mine / "executed" / "00_start.ipynb") == ["notebooks practice 3 1\n"]
+    assert first.read_bytes() == before
+    printed = capsys.readouterr()
+    assert "[1/2] 00_start ..." in printed.out
+    assert "rubric 4.1 of 10" in printed.out.split("main figure")[1]
+    assert printed.out.rstrip().endswith(str(mine / "report.html"))
+    assert printed.err == ""
+
+
+def test_a_failing_cell_ends_in_one_message_and_can_be_continued(folder, capsys):
+    notebook(folder, "00_start", "print('here')")
+    wrong = "x = 1\nraise ValueError('no labels\\nat all')"
+    notebook(folder, "01_next", "print('so far')", "", wrong, "print('never')")
+
+    assert series.main(["tutorial", "--run", "mine"]) == 1
+
+    message = capsys.readouterr().err
+    assert "01_next stopped in code cell 2 of 3: ValueError: no labels\n" in message
+    assert "    x = 1\n    raise ValueError" in message
+    assert "python3 run.py tutorial --profile practice --run mine --seed 0 --from 01" in message or os.name == "nt"
+    assert "Traceback" not in message and "papermill" not in message
+    copy = folder / "runs" / "mine" / "executed" / "01_next.ipynb"
+    assert str(copy) in message and "so far" in copy.read_text()
+
+    notebook(folder, "01_next", "print('repaired')")
+    assert series.main(["tutorial", "--run", "mine", "--from", "01"]) == 0
+    assert list(json.loads((folder / "runs" / "mine" / "notebooks.json").read_text())) == ["00_start", "01_next"]
+    assert "00_start" not in capsys.readouterr().out
+
+
+def test_a_kernel_that_dies_is_named_and_only_is_repeated(folder, capsys):
+    notebook(folder, "04_labels", "import os; os._exit(9)")
+    assert series.main(["tutorial", "--only", "4"]) == 1
+    message = capsys.readouterr().err
+    assert "04_labels stopped in code cell 1 of 1: DeadKernelError" in message
+    assert "--only 04" in message
+
+
+def test_a_damaged_notebook_is_named(folder, capsys):
+    notebook(folder, "00_start").write_text("{")
+    assert series.main(["tutorial"]) == 1
+    assert "00_start stopped in code cell 0 of 0: NotJSONError" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_named(folder, capsys):
+    notebook(folder, "00_start", "1")
+    (folder / "runs" / "practice").mkdir(parents=True)
+    (folder / "runs" / "practice" / "notebooks.json").write_text("{")
+    assert series.main(["tutorial"]) == 1
+    assert "notebooks.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to one process")
+def test_ctrl_c_stops_the_kernel_and_says_how_to_continue(folder):
+    kernel = folder / "kernel"
+    notebook(
+        folder,
+        "03_long",
+        f"import os, pathlib, time; _ = pathlib.Path({str(kernel)!r}).write_text(str(os.getpid()))\ntime.sleep(100)",
+    )
+    program = (
+        "import sys, pathlib, run; from rlhf_helpers import series\n"
+        f"run.NOTEBOOKS = series.NOTEBOOKS = pathlib.Path({str(folder / 'notebooks')!r})\n"
+        "sys.exit(series.main(['tutorial', '--run', 'mine']))"
+    )
+    command = [sys.executable, "-c", program]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
+    until(lambda: kernel.exists() and kernel.read_text())
+    child.send_signal(signal.SIGINT)
+    printed = child.communicate(timeout=30)[0].decode()
+    assert child.returncode == 130
+    assert "Stopped in 03_long. To continue: python3 run.py tutorial" in printed and "--from 03" in printed
+    assert "Traceback" not in printed
+    until(lambda: not psutil.pid_exists(int(kernel.read_text())))
+
+
+def until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+WIDGET = (
+    "from IPython.display import display\n"
+    "display({'application/vnd.jupyter.widget-view+json': {'model_id': 'x'}, 'text/plain': 'HBox()'}, raw=True)\n"
+    "print('one'); print('two')"
+)
+
+
+def test_refresh_writes_clean_outputs(folder):
+    path = notebook(folder, "00_start", WIDGET, "40 + 2")
+    (folder / "notebooks" / "solutions").mkdir()
+    solution = path.rename(folder / "notebooks" / "solutions" / "00_start.ipynb")
+    path = notebook(folder, "00_start", WIDGET, "40 + 2")
+    content = nbformat.read(path, as_version=4)
+    content.metadata = {"widgets": {}, "kernelspec": {"name": "other", "display_name": "other"}, "papermill": {}}
+    content.cells[1].metadata = {"tags": ["kept"], "execution": {"a": 1}}
+    nbformat.write(content, path)
+    leftover = folder / "runs" / "refresh" / "old"
+    leftover.mkdir(parents=True)
+
+    assert series.main(["refresh"]) == 0
+
+    fresh = json.loads(path.read_text())
+    assert fresh["metadata"]["kernelspec"]["name"] == "python3"
+    assert set(fresh["metadata"]) == {"kernelspec", "language_info"}
+    first, second = fresh["cells"][1:]
+    assert first["metadata"] == {"tags": ["kept"]} and second["metadata"] == {}
+    assert first["outputs"] == [{"name": "stdout", "output_type": "stream", "text": ["one\n", "two\n"]}]
+    assert (first["execution_count"], second["execution_count"]) == (1, 2)
+    assert second["outputs"][0]["data"] == {"text/plain": ["42"]}
+    assert "42" in solution.read_text() and not leftover.exists()
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"), [("1 / 0", "ZeroDivisionError"), ("import sys; print('careful', file=sys.stderr)", "careful")]
+)
+def test_refresh_never_writes_a_notebook_that_failed_or_wrote_to_stderr(folder, capsys, cell, said):
+    path = notebook(folder, "00_start", "print('fine')", cell)
+    before = path.read_bytes()
+    assert series.main(["refresh", "00"]) == 1
+    message = capsys.readouterr().err
+    assert said in message and "run.py refresh 00" in message
+    assert path.read_bytes() == before
+    assert [*(folder / "notebooks").iterdir()] == [path]
