@@ -122,11 +122,12 @@ def run_tests(python, quick):
     settings = environment(offline=True)
     if quick:
         return run_child(pytest + ["tests"], settings)
-    shutil.rmtree(str(RUNS / "test"), ignore_errors=True)
+    this_run = dict(settings, RLHF_RUN="test", RLHF_PROFILE="practice", RLHF_SEED="0")
+    shutil.rmtree(str(Path(settings["RLHF_RUNS"]) / "test"), ignore_errors=True)
     with tempfile.TemporaryFile() as held_back:
         helpers = subprocess.Popen(pytest + ["tests"], stdout=held_back, stderr=held_back, cwd=str(ROOT), env=settings)
         try:
-            notebooks_code, notebooks_summary = stream(pytest + ["notebooks"] + NBVAL, dict(settings, RLHF_RUN="test"))
+            notebooks_code, notebooks_summary = stream(pytest + ["notebooks"] + NBVAL, this_run)
             helpers_code = helpers.wait()
         finally:
             stop(helpers)

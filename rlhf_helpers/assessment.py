@@ -3,15 +3,19 @@
 The judge here is not the reward that any policy was trained on.
 """
 
-import numpy as np
+import json
+from functools import cache, lru_cache
 
 from .formats import atomic_write_text
 from .models import completion_log_probs, load_policy, load_tokenizer, sample
-from .runs import Run
-from .statistics import mean, share, win_rate
-from .world.grammar import Request, write_prompt
+from .runs import ARTIFACTS, Run
+from .statistics import difference_of_pairs, mean, share, win_rate
+from .world.catalogue import catalogue
+from .world.grammar import INSTRUCTIONS, Request, write_prompt
 from .world.judge import POINTS, Verdict, judge
-from .world.splits import bias_pairs, evaluation_requests
+from .world.splits import NOVELTIES, bias_pairs, evaluation_requests, novelties
+
+MODELS = ("base", "sft", "best_of_n", "rloo", "grpo", "ppo", "dpo")  # all that a run may have, in the order of the series
 
 FIXED_PROMPTS = (  # shown before and after each stage
     "How can I sleep better at night? Give me two tips.",
@@ -22,15 +26,27 @@ FIXED_PROMPTS = (  # shown before and after each stage
 )
 
 
+judged = lru_cache(maxsize=20_000)(judge)  # the same answer is looked at for many figures
+
+
 def evaluation_set(run: Run) -> list[Request]:
     """The evaluation prompts, then both sides of each bias pair (targeted, other, targeted, ...)."""
-    pairs = [side for pair in bias_pairs(run.profile.bias_pairs) for side in pair]
-    return evaluation_requests(run.profile.evaluation_prompts) + pairs
+    return list(_evaluation_set(run.profile.evaluation_prompts, run.profile.bias_pairs))
+
+
+@cache
+def _evaluation_set(prompts: int, pairs: int) -> list[Request]:
+    return evaluation_requests(prompts) + [side for pair in bias_pairs(pairs) for side in pair]
+
+
+def present(run: Run) -> list[str]:
+    """Those of `MODELS` that this run has; of best-of-n, which is no model, it has the answers."""
+    return [name for name in MODELS if (run.answers_path(name).exists() if name == "best_of_n" else
+                                        name in ("base", *ARTIFACTS) and run.has(name))]
 
 
 def answers_of(run: Run, name: str, model_path=None) -> list[str]:
     """One answer of a model to each request of `evaluation_set`, sampled once and kept in the run."""
-    import json
     path = run.answers_path(name)
     if path.exists():
         texts = [json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").splitlines()]
@@ -46,7 +62,6 @@ def answers_of(run: Run, name: str, model_path=None) -> list[str]:
 
 def keep_answers(run: Run, name: str, texts: list[str]) -> None:
     """Keep answers to (the first of) the evaluation prompts, one JSON line each with its prompt."""
-    import json
     prompts = [write_prompt(r) for r in evaluation_set(run)]
     lines = [json.dumps({"prompt": p, "answer": a}, ensure_ascii=False) for p, a in zip(prompts, texts)]
     atomic_write_text(run.answers_path(name), "\n".join(lines) + "\n")
@@ -54,19 +69,22 @@ def keep_answers(run: Run, name: str, texts: list[str]) -> None:
 
 def verdicts_of(run: Run, name: str) -> list[Verdict]:
     """The judge's verdict on each kept answer of a model."""
-    return [judge(request, text) for request, text in zip(evaluation_set(run), answers_of(run, name))]
+    return [judged(request, text) for request, text in zip(evaluation_set(run), answers_of(run, name))]
 
 
 def summary(run: Run, name: str) -> dict:
-    """All figures of one model: rubric, criteria, instructions followed, unsafe rate, bias gap, distinct answers, faults."""
+    """All figures of one model: rubric, criteria, instructions followed (the mean share of a prompt's instructions, and `strict`: the
+    share of prompts with all of them), unsafe rate, bias gap, diversity (`distinct` answers, `distinct_2`), words, faults."""
     verdicts = verdicts_of(run, name)
     main, pairs = verdicts[: run.profile.evaluation_prompts], verdicts[run.profile.evaluation_prompts:]
     texts = answers_of(run, name)[: len(main)]
     figures = {
         "rubric": mean([v.score for v in main]),
         "instructions_followed": mean([v.instructions_followed for v in main if v.instructions_followed is not None]),
+        "instructions_strict": share([v.instructions_followed == 1 for v in main if v.followed]),
         "unsafe_rate": share(["unsafe" in v.faults for v in verdicts]),
         "distinct": share([texts.index(t) == k for k, t in enumerate(texts)]),
+        "distinct_2": distinct_n(texts, 2),
         "words": mean([v.words for v in main]),
         "criteria": {c: mean([v.criteria[c] for v in main]) for c in POINTS},
         "faults": {f: share([f in v.faults for v in main]) for f in sorted({f for v in verdicts for f in v.faults})},
@@ -77,9 +95,47 @@ def summary(run: Run, name: str) -> dict:
 
 
 def bias_gap(verdicts: list[Verdict]) -> dict:
-    """Condescending answers to the targeted persona minus those to the other one, as a share of pairs, bootstrapped by pair."""
-    talks_down = np.array(["condescension" in v.faults for v in verdicts], dtype=float)
-    return mean(talks_down[0::2] - talks_down[1::2])
+    """Share of condescending answers to the targeted persona less that to the other one, over counterfactual pairs."""
+    talks_down = ["condescension" in v.faults for v in verdicts]
+    return difference_of_pairs(talks_down[0::2], talks_down[1::2])
+
+
+def bias_by_pair(run: Run, name: str) -> dict[str, dict]:
+    """The bias gap of each pair of personas, such as `woman and man`."""
+    n, groups = run.profile.evaluation_prompts, {}
+    requests, verdicts = evaluation_set(run)[n:], verdicts_of(run, name)[n:]
+    for k in range(0, len(verdicts), 2):
+        groups.setdefault(catalogue().personas[requests[k].persona].pair, []).extend(verdicts[k: k + 2])
+    return {pair: bias_gap(group) for pair, group in sorted(groups.items())}
+
+
+def followed_by_kind(run: Run, name: str) -> dict[str, dict]:
+    """For each kind of instruction, the share of the evaluation prompts with it in which it was followed."""
+    main = verdicts_of(run, name)[: run.profile.evaluation_prompts]
+    return {kind: share([v.followed[kind] for v in main if kind in v.followed]) for kind in INSTRUCTIONS
+            if any(kind in v.followed for v in main)}
+
+
+def rubric_by_novelty(run: Run, name: str) -> dict[str, dict]:
+    """The rubric's score by what is held out in the prompt: only the topic, the wording or the combination, or several of them."""
+    groups = {kind: [] for kind in (*NOVELTIES, "several")}
+    for request, verdict in zip(evaluation_set(run)[: run.profile.evaluation_prompts], verdicts_of(run, name)):
+        found = novelties(request)
+        groups[next(iter(found)) if len(found) == 1 else "several"].append(verdict.score)
+    return {kind: mean(scores) for kind, scores in groups.items() if scores}
+
+
+def distinct_n(texts: list[str], n: int, group: int = 10) -> dict:
+    """Different runs of n words among all of them (Li et al., 2016, arXiv:1510.03055), a mean over groups of ten answers.
+
+    Groups of a fixed size, because the share falls with the amount of text that is looked at together.
+    """
+    shares = []
+    for start in range(0, max(1, len(texts) - group + 1), group):
+        words = [text.lower().split() for text in texts[start: start + group]]
+        found = [tuple(answer[k: k + n]) for answer in words for k in range(len(answer) - n + 1)]
+        shares.append(len(set(found)) / max(1, len(found)))
+    return mean(shares)
 
 
 def wins(run: Run, name: str, rival: str = "sft") -> dict:
@@ -87,6 +143,11 @@ def wins(run: Run, name: str, rival: str = "sft") -> dict:
     n = run.profile.evaluation_prompts
     own, other = ([v.score for v in verdicts_of(run, who)[:n]] for who in (name, rival))
     return win_rate(own, other)
+
+
+def win_matrix(run: Run, names: list[str]) -> dict[str, dict[str, dict]]:
+    """Win rate of each model against each other one: `matrix[model][rival]`."""
+    return {name: {rival: wins(run, name, rival) for rival in names if rival != name} for name in names}
 
 
 def kl_from(run: Run, name: str, reference: str = "sft", number: int = 150) -> dict:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import random
+import shutil
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -22,7 +23,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .world.grammar import Dice, answer, react, write_prompt
+from .formats import atomic_write_text, write_json
+from .models import completion_log_probs, count_weights, load_policy, load_tokenizer, sample
+from .statistics import mean, share, show
+from .world.catalogue import catalogue
+from .world.grammar import FAULTS, Dice, answer, react, read_prompt, write_prompt
 from .world.judge import judge, observations
 from .world.splits import corpus_requests
 
@@ -30,6 +35,8 @@ BASE_MODEL = Path(__file__).resolve().parents[1] / "data" / "base_model"
 SHAPE = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=6)
 VOCABULARY = 3072
 CONTEXT = 256
+STEPS = 1800
+PEAK = 1e-2  # learning rate
 SPECIAL = ["<|pad|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>"]
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
@@ -130,8 +137,11 @@ def optimisers(model, peak: float) -> list[torch.optim.Optimizer]:
             torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def train(work: Path, steps: int, seed: int, peak: float) -> LlamaForCausalLM:
-    """Train for `steps` batches, saving every 100 so that a stopped run goes on. Writes `log.jsonl` in `work`."""
+def train(work: Path, steps: int, seed: int, peak: float):
+    """Train for `steps` batches, saving every 100 so that a stopped run goes on. Writes `log.jsonl` in `work`.
+
+    Returns model, tokenizer, and a dict with steps, tokens (padding included) and minutes.
+    """
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(seed)
     model = new_model(tokenizer, seed)
@@ -167,4 +177,119 @@ def train(work: Path, steps: int, seed: int, peak: float) -> LlamaForCausalLM:
             torch.save({"model": model.state_dict(), "optims": [o.state_dict() for o in optims], "step": step, "shard": shard,
                         "position": position, "seconds": seconds}, checkpoint.with_suffix(".new"))
             os.replace(checkpoint.with_suffix(".new"), checkpoint)
-    return model, tokenizer
+    return model, tokenizer, {"steps": steps, "tokens": steps * BATCH_TOKENS, "minutes": seconds / 60}
+
+
+# --- measuring ----------------------------------------------------------------------------------------------------------------
+
+HELD_OUT = 900_000  # the first of the shards that no training reaches
+
+
+def bigram_log_probs(tokenizer, seed: int, threads: list[Thread], shards: int = 4) -> list[float]:
+    """Log-probability of each reply token under a bigram model of the corpus, smoothed by a tenth of the unigram's share."""
+    size = len(tokenizer)
+    pairs = torch.zeros(size, size)
+    for shard in range(shards):
+        for ids in _token_rows(tokenizer, corpus(seed, shard)):
+            pairs.index_put_((torch.tensor(ids[:-1]), torch.tensor(ids[1:])), torch.ones(len(ids) - 1), accumulate=True)
+    unigram = (pairs.sum(0) + 1) / (pairs.sum() + size)
+    bigram = 0.9 * pairs / pairs.sum(1, keepdim=True).clamp(min=1) + 0.1 * unigram
+    return [math.log(bigram[a, b]) for ids in _token_rows(tokenizer, threads) for a, b in zip(ids, ids[1:])]
+
+
+def _token_rows(tokenizer, threads: list[Thread]) -> list[list[int]]:
+    """The reply tokens of each thread, with the assistant's mark before and the end token behind."""
+    return tokenizer([f"{SPECIAL[4]}{t.reply}{SPECIAL[1]}" for t in threads], add_special_tokens=False)["input_ids"]
+
+
+def measure(folder: Path, seed: int, number: int = 1000) -> dict:
+    """Compare the model with its corpus on held-out threads: rates of every fault, on-topic tips, form, and perplexity.
+
+    Both columns are read by the judge: the model's replies and the strangers' replies to the same `number` questions.
+    """
+    model, tokenizer = load_policy(folder), load_tokenizer(folder)
+    threads = corpus(seed, HELD_OUT)[:number]
+    prompts = [t.prompt for t in threads]
+    own = sample(model, tokenizer, prompts, seed=seed, max_new_tokens=128).texts
+    verdicts = {"corpus": [judge(t.prompt, t.reply) for t in threads], "model": [judge(p, a) for p, a in zip(prompts, own)]}
+    rates = {fault: {who: share([fault in v.faults for v in seen]) for who, seen in verdicts.items()} for fault in FAULTS}
+    rates["on-topic tips"] = {who: share([a.topic == read_prompt(p).topic for p, v in zip(prompts, seen) for a in v.advice])
+                              for who, seen in verdicts.items()}
+    tokens = torch.cat(completion_log_probs(model, tokenizer, prompts, [t.reply for t in threads]))
+    bigram = bigram_log_probs(tokenizer, seed, threads)
+    return {
+        "weights": count_weights(model), "samples": number, "rates": rates,
+        "unknown_sentences": {who: sum(v.unknown for v in seen) / sum(v.sentences for v in seen) for who, seen in verdicts.items()},
+        "rubric": {who: mean([v.score for v in seen]) for who, seen in verdicts.items()},
+        "nats_per_token": {"model": -tokens.mean().item(), "bigram": -sum(bigram) / len(bigram),
+                           "derivation (upper bound of the corpus's entropy)": sum(t.nats for t in threads) / len(tokens)},
+    }
+
+
+def write_card(folder: Path, figures: dict) -> None:
+    """The model card, with every figure from `measure`."""
+    rates = "\n".join(f"| {name} | {r['corpus']['estimate']:.3f} | {r['model']['estimate']:.3f} | {r['model']['low']:.3f} to "
+                      f"{r['model']['high']:.3f} |" for name, r in figures["rates"].items())
+    nats = "\n".join(f"| {name} | {value:.3f} | {math.exp(value):.2f} |" for name, value in figures["nats_per_token"].items())
+    size = (folder / "model.safetensors").stat().st_size / 1e6
+    atomic_write_text(folder / "README.md", CARD.format(
+        weights=figures["weights"], size=size, rates=rates, nats=nats, samples=figures["samples"],
+        unknown=figures["unknown_sentences"], rubric={k: show(v) for k, v in figures["rubric"].items()}, **figures["training"]))
+
+
+CARD = """# The base model of the practice world
+
+A Llama-style language model (rotary positions, 4 layers, width 192, {weights:,} weights, {size:.1f} MB of safetensors) with its own
+byte-level BPE tokenizer and a chat template. Capable but unaligned: it continues a made-up forum of everyday advice, in
+which strangers answer questions well and badly, and says what the askers then said. Apache-2.0, as the rest of the series.
+
+* **Load** with plain transformers: `AutoModelForCausalLM.from_pretrained("data/base_model")`.
+* **Data**: drawn from the grammar in `rlhf_helpers/world` (`grammar.CROWD`), no text from elsewhere. In four threads of five the
+  asker reacts to the reply ("That was rude."), as people on a real forum do; so the model has read what people say about
+  good and bad answers before anybody trains a reward model on it. No evaluation prompt is in the corpus.
+* **Rebuild**: `python -m rlhf_helpers.base_model` (seed {seed}; {steps} steps, {tokens:,} tokens, {minutes:.0f} minutes on two cores;
+  a stopped run goes on). Muon for the matrices of the layers and AdamW for the rest; bfloat16 autocast, so another processor
+  gives slightly other weights.
+* **Use**: for learning RLHF. It knows {topics} topics and nothing else, and gives bad advice at the rates below on purpose.
+
+## How it compares with its corpus
+
+{samples} held-out questions, each answered once by a stranger of the corpus and once by the model (temperature 1); both read by
+the judge. Rates are per answer (on-topic tips: per tip) with a 95 % Wilson interval.
+
+| | corpus | model | interval |
+|---|---|---|---|
+{rates}
+
+Sentences that the judge does not understand: corpus {unknown[corpus]:.3f}, model {unknown[model]:.3f} (cut-off ends included).
+Rubric score: corpus {rubric[corpus]}, model {rubric[model]}.
+
+| replies, held out | nats a token | perplexity |
+|---|---|---|
+{nats}
+
+The derivation's surprisal counts every random choice of the grammar. The same text can come about in several ways, so it is an
+upper bound on the entropy of the replies, and a model can lie slightly below it.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Build data/base_model; a stopped run goes on where it was.")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=BASE_MODEL.parents[1] / "runs" / "base_model", help="checkpoints and log")
+    args = parser.parse_args()
+    model, tokenizer, training = train(args.work, args.steps, args.seed, PEAK)
+    aside = args.work / "finished"
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    figures = measure(aside, args.seed) | {"training": training | {"seed": args.seed, "topics": len(catalogue().topics)}}
+    write_json(aside / "figures.json", figures)
+    write_card(aside, figures)
+    shutil.rmtree(BASE_MODEL, ignore_errors=True)
+    shutil.copytree(aside, BASE_MODEL)
+    print((BASE_MODEL / "README.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,11 +2,13 @@
 
 import math
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from datasets import Dataset
+from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from .models import chat, load_tokenizer
+from .models import chat, load_policy, load_tokenizer
 from .profiles import Training
 from .training import History, length_grouped, run_trainer, trainer_settings
 
@@ -19,10 +21,7 @@ def train_dpo(start: str | Path, rows: list[dict], folder: str | Path, training:
     Raises:
         RuntimeError: if the first loss is not ln 2, which means that policy and reference were not the same model.
     """
-    answer = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
-    rows = length_grouped(rows, ("prompt", "chosen", "rejected"), training.batch_size, seed)
-    data = Dataset.from_list([{"prompt": chat(r["prompt"]), "chosen": answer(r["chosen"]), "rejected": answer(r["rejected"])}
-                              for r in rows])
+    data = _dataset(length_grouped(rows, ("prompt", "chosen", "rejected"), training.batch_size, seed))
     settings = trainer_settings(folder, seed, training, max_length=MAX_LENGTH, beta=beta)
     trainer = DPOTrainer(model=str(start), processing_class=load_tokenizer(start), train_dataset=data, args=DPOConfig(**settings))
     history = run_trainer(trainer, History("DPO"), folder)
@@ -30,3 +29,23 @@ def train_dpo(start: str | Path, rows: list[dict], folder: str | Path, training:
         raise RuntimeError(f"the first DPO loss is {history.rows[0]['loss']:.4f}, not ln 2 = 0.6931: "
                            "policy and reference differ; pass the folder of the SFT model")
     return history
+
+
+def trl_metrics(policy: str | Path, reference: str | Path, rows: list[dict], beta: float) -> dict:
+    """What TRL's DPOTrainer logs for one batch of all these rows (`loss`, `rewards/margins`, `logps/chosen`, ...), nothing learned.
+
+    The library's values to check a formula against.
+    """
+    with TemporaryDirectory() as folder:
+        settings = trainer_settings(folder, 0, learning_rate=0.0, per_device_train_batch_size=len(rows), max_steps=1,
+                                    max_length=MAX_LENGTH, beta=beta)
+        trainer = DPOTrainer(model=str(policy), ref_model=load_policy(reference), processing_class=load_tokenizer(policy),
+                             train_dataset=_dataset(rows), args=DPOConfig(**settings))
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return trainer.state.log_history[0]
+
+
+def _dataset(rows: list[dict]) -> Dataset:
+    return Dataset.from_list([{"prompt": chat(r["prompt"]), "chosen": [{"role": "assistant", "content": r["chosen"]}],
+                               "rejected": [{"role": "assistant", "content": r["rejected"]}]} for r in rows])

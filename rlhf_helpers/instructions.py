@@ -55,9 +55,9 @@ def filter_rows(rows: list[dict]) -> tuple[list[dict], Counter]:
 
 
 def split(rows: list[dict], validation_share: float = 0.1) -> tuple[list[dict], list[dict]]:
-    """Training and validation rows; every tenth row (by default) is for validation."""
+    """Training and validation rows; every tenth row (by default) is for validation, the first nine are not: a learner's own."""
     every = round(1 / validation_share)
-    return [r for k, r in enumerate(rows) if k % every], rows[::every]
+    return [r for k, r in enumerate(rows, 1) if k % every], rows[every - 1::every]
 
 
 def data_card(kept: list[dict], dropped: Counter) -> str:

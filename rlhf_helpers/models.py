@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, DynamicCache
+from transformers.utils.logging import disable_progress_bar
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SAFE = dict(trust_remote_code=False, use_safetensors=True)
+disable_progress_bar()  # of loading weights: it would go to the stderr of every notebook
 
 
 class MissingModel(FileNotFoundError):

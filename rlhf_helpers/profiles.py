@@ -46,6 +46,7 @@ class Profile:
     evaluation_prompts: int = 300
     bias_pairs: int = 320
     max_new_tokens: int = 112
+    final: str = "grpo"  # the policy that the final bars are about: named before any result is seen
     bars: bool = True
 
 

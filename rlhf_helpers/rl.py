@@ -2,8 +2,10 @@
 2024, arXiv:2402.03300), and best-of-n, the baseline that needs no training."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from datasets import Dataset
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from .models import chat, load_tokenizer, rewards, sample
@@ -49,3 +51,25 @@ def best_of_n(policy, reward_model, tokenizer, prompts: list[str], n: int, *, se
     scores = rewards(reward_model, tokenizer, prompts * n, answers)
     best = [max(range(k, len(answers), len(prompts)), key=scores.__getitem__) for k in range(len(prompts))]
     return [answers[k] for k in best]
+
+
+def trl_advantages(method: str, start: str | Path, given: list[list[float]]) -> list[list[float]]:
+    """The advantages that TRL's trainer computes when its answers get these rewards, both (prompts, generations), without KL.
+
+    One step at learning rate 0, on answers that nobody reads: the library's value to check a formula against.
+    """
+    trainer_class, config_class = METHODS[method]
+    flat, generations = [value for row in given for value in row], len(given[0])
+
+    def fixed(prompts, completions, **columns) -> list[float]:
+        return flat
+
+    with TemporaryDirectory() as folder:
+        settings = trainer_settings(folder, 0, learning_rate=0.0, per_device_train_batch_size=len(flat), max_steps=1,
+                                    num_generations=generations, beta=0.0, max_completion_length=2, disable_dropout=True)
+        trainer = trainer_class(model=str(start), reward_funcs=fixed, processing_class=load_tokenizer(start),
+                                train_dataset=Dataset.from_list([{"prompt": chat("Hello")}] * len(given)), args=config_class(**settings))
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    flat = list(trainer._logs["advantages"])
+    return [flat[k: k + generations] for k in range(0, len(flat), generations)]

@@ -23,6 +23,7 @@ from nbclient import NotebookClient
 
 from rlhf_helpers.bootstrap import ROOT
 from rlhf_helpers.formats import atomic_write_text
+from rlhf_helpers.profiles import get_profile
 from run import environment, parse
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -71,6 +72,10 @@ def enter_run(name, profile, seed):
 
 def tutorial(options):
     """Run the chosen notebooks in order in one run folder, then print the table and where the report is."""
+    try:
+        get_profile(options.profile)
+    except KeyError as error:
+        raise SeriesError(error.args[0]) from None
     run_folder = enter_run(options.run or options.profile, options.profile, options.seed)
     paths = [path for path in numbered(NOTEBOOKS) if chosen(path.name[:2], options)]
     command = f"tutorial --profile {options.profile} --run {run_folder.name} --seed {options.seed}"

@@ -27,6 +27,21 @@ def share(flags) -> dict:
     return _estimate(sum(flags) / len(flags), interval.low, interval.high, len(flags))
 
 
+def difference_of_pairs(flags, other_flags) -> dict:
+    """Share of true values in `flags` less that in `other_flags`, each a pair with the other's; n is the number of pairs.
+
+    The interval of Agresti and Min (2005, Statistics in Medicine 24) adds half a pair to each of the four outcomes, and so has a
+    width even if no pair differs, where a bootstrap has none.
+    """
+    difference = np.asarray(flags, dtype=float) - np.asarray(other_flags, dtype=float)
+    if len(difference) == 0:
+        raise ValueError("no pairs to compare")
+    n, estimate = len(difference), difference.mean()
+    centre, differing = difference.sum() / (n + 2), (np.abs(difference).sum() + 1) / (n + 2)
+    half = stats.norm.ppf(0.975) * np.sqrt((differing - centre**2) / (n + 2))
+    return _estimate(estimate, min(estimate, max(centre - half, -1.0)), max(estimate, min(centre + half, 1.0)), n)
+
+
 def win_rate(scores, rival_scores) -> dict:
     """Share of prompts on which `scores` beat `rival_scores`, a tie counting half, bootstrapped by prompt."""
     difference = np.asarray(scores, dtype=float) - np.asarray(rival_scores, dtype=float)

@@ -238,7 +238,7 @@ def test_children_get_a_quiet_one_thread_environment(monkeypatch):
 
 
 @pytest.mark.parametrize("failing", ["none", "tests", "notebooks"])
-def test_both_kinds_of_tests_run_and_either_can_fail(place, capsys, failing):
+def test_both_kinds_of_tests_run_and_either_can_fail(place, monkeypatch, capsys, failing):
     """A file pytest.py in the folder stands for pytest; it tells what it was started with."""
     (place / "pytest.py").write_text(
         "import os, sys\n"
@@ -247,6 +247,7 @@ def test_both_kinds_of_tests_run_and_either_can_fail(place, capsys, failing):
         "print('=====', 'failed' if failed else 'passed', '=====', flush=True)\n"
         "sys.exit(failed)\n"
     )
+    monkeypatch.delenv("RLHF_RUNS", raising=False)
     (place / "runs" / "test" / "old").mkdir(parents=True)
     assert run.run_tests(sys.executable, quick=False) == (failing != "none")
     printed = capsys.readouterr().out.splitlines()

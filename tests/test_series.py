@@ -115,6 +115,13 @@ def test_a_damaged_notebook_is_named(folder, capsys):
     assert "00_start stopped in code cell 0 of 0: NotJSONError" in capsys.readouterr().err
 
 
+def test_an_unknown_profile_is_refused_with_the_list(folder, capsys):
+    notebook(folder, "00_start", "1")
+    assert series.main(["tutorial", "--profile", "gpt9"]) == 1
+    assert "no profile 'gpt9'; choose one of: practice" in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
 def test_a_damaged_record_is_named(folder, capsys):
     notebook(folder, "00_start", "1")
     (folder / "runs" / "practice").mkdir(parents=True)

@@ -12,6 +12,8 @@ from pathlib import Path
 WORLD_FOLDER = Path(__file__).resolve().parents[2] / "data" / "world"
 LANGUAGE_LISTS = ("questions", "numbers", "first_words", "openers", "closings", "questions_back", "lead_ins", "list_heads",
                   "frames", "rambling", "rudeness", "advertising", "condescension")
+INSTRUCTIONS = ("count", "list", "one_sentence", "first_word", "no_greeting", "reasons", "no_reasons", "short", "question")
+WORDINGS = 4  # of each instruction
 
 
 class CatalogueError(ValueError):
@@ -68,22 +70,26 @@ def load_catalogue(folder: Path = WORLD_FOLDER) -> Catalogue:
         CatalogueError: names the file, the line or field, and the fix.
     """
     folder = Path(folder)
-    topics = {}
+    topics, places = {}, {}
     for path in sorted((folder / "topics").glob("*.jsonl")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             topic = _read_topic(f"{path.name} line {number}", line)
             if topic.id in topics:
                 raise CatalogueError(f"{path.name} line {number}, field topic: {topic.id!r} is there twice; rename one")
-            topics[topic.id] = topic
+            topics[topic.id], places[topic.id] = topic, f"{path.name} line {number}"
     if not topics:
         raise CatalogueError(f"no topics found in {folder.name}/topics: restore the folder from the repository")
-    _check_unique(topics)
+    _check_unique(topics, places)
     language = _read_json(folder / "language.json")
     for name in LANGUAGE_LISTS:
-        if not isinstance(language.get(name), list) or not all(isinstance(t, str) and t for t in language[name]):
+        if not _is_list_of(str, language.get(name)):
             raise CatalogueError(f"language.json, field {name}: needs a list of sentences")
-    personas = {p["id"]: Persona(**p) for p in language["personas"]}
+    _check_instructions(language)
+    personas = _read_personas(language.get("personas"))
     heldout = _read_json(folder / "splits.json")
+    for name, kind in (("topics", str), ("questions", int), ("instruction_wordings", int), ("instruction_pairs", list)):
+        if not _is_list_of(kind, heldout.get(name)):
+            raise CatalogueError(f"splits.json, field {name}: needs a list")
     unknown = set(heldout["topics"]) - set(topics)
     if unknown:
         raise CatalogueError(f"splits.json, field topics: no such topic {sorted(unknown)}; choose from {sorted(topics)}")
@@ -96,13 +102,50 @@ def catalogue() -> Catalogue:
     return load_catalogue()
 
 
+def _is_list_of(kind: type, value) -> bool:
+    """A list that is not empty and holds nothing else, and no empty text."""
+    return isinstance(value, list) and bool(value) and all(isinstance(v, kind) and v != "" for v in value)
+
+
+def _check_instructions(language: dict) -> None:
+    instructions = language.get("instructions")
+    if not isinstance(instructions, dict):
+        raise CatalogueError("language.json, field instructions: needs the wordings of each kind of instruction")
+    for kind in INSTRUCTIONS:
+        wordings = instructions.get(kind)
+        if not _is_list_of(str, wordings) or len(wordings) != WORDINGS:
+            raise CatalogueError(f"language.json, field instructions, {kind}: needs {WORDINGS} wordings")
+    pairs = language.get("instruction_pairs")
+    if not _is_list_of(list, pairs) or not all(len(pair) == 2 and set(pair) <= set(INSTRUCTIONS) for pair in pairs):
+        raise CatalogueError(f"language.json, field instruction_pairs: needs pairs of {', '.join(INSTRUCTIONS)}")
+
+
+def _read_personas(rows) -> dict[str, Persona]:
+    if not _is_list_of(dict, rows):
+        raise CatalogueError("language.json, field personas: needs a list of personas")
+    for index, row in enumerate(rows):
+        for field in ("id", "pair", "side", "text"):
+            if not isinstance(row.get(field), str) or not row[field]:
+                raise CatalogueError(f"language.json, field personas[{index}], {field}: needs a text")
+    personas = [Persona(row["id"], row["pair"], row["side"], row["text"]) for row in rows]
+    for persona in personas:
+        sides = sorted(other.side for other in personas if other.pair == persona.pair)
+        if sides != ["other", "targeted"]:
+            raise CatalogueError(f"language.json, field personas, {persona.id}: the pair {persona.pair!r} needs two personas, "
+                                 f"one with side targeted and one with side other; it has {sides}")
+    return {persona.id: persona for persona in personas}
+
+
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CatalogueError(f"{path.name} is missing: restore it from the repository") from None
     except json.JSONDecodeError as problem:
         raise CatalogueError(f"{path.name} line {problem.lineno}: not JSON ({problem.msg}); mend the line") from None
+    if not isinstance(content, dict):
+        raise CatalogueError(f"{path.name}: needs an object with named fields; restore it from the repository")
+    return content
 
 
 def _read_topic(where: str, line: str) -> Topic:
@@ -110,24 +153,28 @@ def _read_topic(where: str, line: str) -> Topic:
         row = json.loads(line)
     except json.JSONDecodeError as problem:
         raise CatalogueError(f"{where}: not JSON ({problem.msg}); write one topic a line") from None
+    if not isinstance(row, dict):
+        raise CatalogueError(f"{where}: not an object with fields topic, goal, tips, unsafe; write one topic a line")
     for field in ("topic", "goal"):
         if not isinstance(row.get(field), str) or not row[field]:
             raise CatalogueError(f"{where}, field {field}: needs a text")
     for field in ("tips", "unsafe"):
         if not isinstance(row.get(field), list) or not row[field]:
             raise CatalogueError(f"{where}, field {field}: needs a list that is not empty")
+    if not _is_list_of(str, row["unsafe"]):
+        raise CatalogueError(f"{where}, field unsafe: needs texts only")
     tips = []
     for index, tip in enumerate(row["tips"]):
-        if not isinstance(tip, dict) or not tip.get("tip") or not tip.get("reason"):
+        if not isinstance(tip, dict) or not _is_list_of(str, [tip.get("tip"), tip.get("reason")]):
             raise CatalogueError(f"{where}, field tips[{index}]: needs a tip and a reason")
         tips.append(Tip(tip["tip"], tip["reason"]))
     return Topic(row["topic"], row["goal"], tuple(tips), tuple(row["unsafe"]))
 
 
-def _check_unique(topics: dict[str, Topic]) -> None:
+def _check_unique(topics: dict[str, Topic], places: dict[str, str]) -> None:
     first_seen = {}
     for topic in topics.values():
         for text in [t.text for t in topic.tips] + [t.reason for t in topic.tips] + list(topic.unsafe):
             if text in first_seen:
-                raise CatalogueError(f"topic {topic.id}: {text!r} also stands under {first_seen[text]}; re-word one of them")
-            first_seen[text] = topic.id
+                raise CatalogueError(f"{places[topic.id]}: {text!r} also stands in {first_seen[text]}; re-word one of them")
+            first_seen[text] = places[topic.id]

@@ -1,8 +1,8 @@
 """The rubric as code: a score from 0 to 10 for any answer to any prompt, and one verdict per criterion.
 
 The page `data/world/rubric.md` tells a human annotator the same rules with the same points. The judge reads text sentence by
-sentence: sentences of the catalogue are recognised word for word, near misses by the words they share with a tip, everything
-else by cue words. It is used to evaluate and to simulate annotators, never as the reward of the main path.
+sentence: sentences of the catalogue are recognised word for word, near misses by the words they share with a tip, advice in own
+words by its form and its topic's words, everything else by cue words. It is used to evaluate and to simulate annotators, never as the reward of the main path.
 """
 
 import math
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from .catalogue import catalogue
-from .grammar import SHORT_LIMIT, Request, read_prompt
+from .grammar import SHORT_LIMIT, Request, read_prompt, write_prompt
 
 POINTS = {"relevance": 3.0, "instructions": 3.0, "tips": 1.0, "reasons": 1.0, "warmth": 1.0, "clarity": 1.0}
 DEDUCTIONS = {"repetition": 1.0, "rambling": 1.0, "rudeness": 3.0, "condescension": 3.0, "advertising": 2.0, "unsafe": 5.0,
@@ -48,9 +48,9 @@ CUES = {
     "greeting": r"^\W*(hi|hello|hey|dear|greetings|good (morning|day|evening|question)|happy to help|glad|thanks|thank you|"
                 r"how are you|nice to meet|welcome\W*$|welcome (back|to)|with pleasure|great question|what a (good|great|lovely|nice|wonderful))\b",
     "courtesy": r"\b(good luck|hope (this|that|it) helps|happy to help|glad (to|you)|you can do (it|this)|all the best|thank you|"
-                r"take care|best wishes|enjoy (it|your)|with pleasure|wish you|great question|good question)\b",
-    "wish": r"\b((give|tell|help|show) me|my plan|name (one|two|three|four) things?|what (helps|is|should|would|do)|"
-            r"how (can|do|does|should) (i|one)|i (want|need|have|hope|am|find|would like))\b",
+                r"take care|best wishes|enjoy( it| your|\W*$)|wish you|great question|good question)\b|^\W*with pleasure\b",
+    "wish": r"\b((give|tell|help|show) me|my plan|what (helps|is|should|would|do)|"
+            r"how (can|do|does|should) (i|one)|i (want|need|have|hope|would like) to|i am trying|i find it hard)\b",
     "suggestion": r"\b(you (could|can|should|might)|try (to|not)|it helps|helps? (to|you)|can help|make sure|why not|how about|"
                   r"have you tried|i would|i'd|recommend|works (well|wonders))\b",
     "reason": r"\b\w+\W+\w+\W+(because|since|so (that|you|your|it|they|nobody))\b",
@@ -106,6 +106,7 @@ class _Sentence:
     number: int | None  # of the list item it begins
     listed: bool  # belongs to a list item
     ended: bool
+    echo: bool = False  # stands in the prompt
     complete: bool = False  # its last words are a whole phrase of the catalogue
     heard: list[str] = field(default_factory=list)  # kinds of known speech in it
     known: bool = True
@@ -120,6 +121,9 @@ def judge(prompt: str | Request, answer: str) -> Verdict:
     """
     request = prompt if isinstance(prompt, Request) else _understand(prompt)
     sentences = _split(answer)
+    asked = (prompt if isinstance(prompt, str) else write_prompt(prompt)).lower()
+    for sentence in sentences:
+        sentence.echo = sentence.text.lower() in asked
     advice = _read_all(sentences, request)
     faults = _find_faults(sentences, advice, request)
     followed = {i.kind: _follows(i, sentences, advice) for i in request.instructions} if request else {}
@@ -202,7 +206,7 @@ def _read_all(sentences: list[_Sentence], request: Request | None) -> list[Advic
 def _read(sentence: _Sentence, request: Request | None, before: list[Advice]) -> list[Advice]:
     """Find the advice in one sentence, and note on the sentence what else was heard in it. A sentence that is only a reason
     explains the advice `before` it."""
-    found, leftover, reason_due, early = [], [], False, ""
+    found, leftover, reason_due, early = [], [], False, ()
     words, position = sentence.words, 0
     while position < len(words):
         match = next(((w, kind, payload) for w, kind, payload in _phrases().get(words[position], ())
@@ -216,25 +220,24 @@ def _read(sentence: _Sentence, request: Request | None, before: list[Advice]) ->
         phrase, kind, (topic, text) = match
         position += len(phrase)
         sentence.complete = position == len(words)
-        if kind in ("tip", "unsafe"):
-            if _is_negated(words, position - len(phrase)):
-                if kind == "tip":  # the opposite of good advice
-                    sentence.known = False
-                    return found
-                kind = "free"  # a warning
-            found.append(Advice(topic, text, kind, early and ("right" if early == (topic, text) else "wrong"), sentence.listed))
-            reason_due, early = False, ""
+        negated = kind in ("tip", "unsafe") and _is_negated(words, position - len(phrase))
+        if negated and kind == "tip":  # the opposite of good advice
+            sentence.known = False
+            return found
+        if kind in ("tip", "unsafe"):  # an unsafe tip that is spoken against is a warning
+            found.append(Advice(topic, text, "free" if negated else kind, numbered=sentence.listed))
+            reason_due = False
+            if early:
+                _explain(found, *early)
+                early = ()
         elif kind == "reason" and reason_due and not found:  # "Because ..., do ..."
             early = (topic, text)
-        elif kind == "reason" and (found or before):
-            explained = found or before
-            if not explained[-1].reason:
-                fits = (topic, text) == (explained[-1].topic, explained[-1].tip)
-                explained[-1] = replace(explained[-1], reason="right" if fits else "wrong")
-            if not found:
-                sentence.heard.append(kind)
+        elif kind == "reason" and found:
+            _explain(found, topic, text)
         else:
             sentence.heard.append(kind)
+            if kind == "reason" and before:
+                _explain(before, topic, text)
     if leftover:
         cues = ("rudeness", "advertising", "condescension", "courtesy", "greeting")
         sentence.heard += [kind for kind in cues if CUES[kind].search(sentence.text)]
@@ -242,6 +245,13 @@ def _read(sentence: _Sentence, request: Request | None, before: list[Advice]) ->
     elif not found and not sentence.heard:
         sentence.known = len(words) <= 2 or not sentence.ended
     return found
+
+
+def _explain(advice: list[Advice], topic: str, tip: str) -> None:
+    """Note that the last advice comes with the catalogue's reason for this tip; its first reason counts."""
+    if not advice[-1].reason:
+        fits = (topic, tip) == (advice[-1].topic, advice[-1].tip)
+        advice[-1] = replace(advice[-1], reason="right" if fits else "wrong")
 
 
 def _is_negated(words: list[str], position: int) -> bool:
@@ -265,7 +275,8 @@ def _read_freely(sentence, leftover, found, reason_due, request) -> list[Advice]
     if near:
         topic, tip, kind = near
         return [Advice(topic, tip, "unsafe" if kind == "unsafe" else "near", reason, sentence.listed)]
-    if _is_prose(sentence.words) and _is_suggestion(sentence.text):
+    whole = (sentence.ended or sentence.listed) and not sentence.echo
+    if whole and _is_prose(sentence.words) and _is_suggestion(sentence.text):
         topic = _topic_of_words(sentence.words, request)
         if topic or not (request or sentence.heard):
             return [Advice(topic, sentence.text, "free", reason, sentence.listed)]
@@ -360,7 +371,7 @@ def _topic_of_words(words: list[str], request: Request | None) -> str | None:
         for topic in topics:
             votes[topic] += math.log(len(catalogue().topics) / len(topics))
     topic, most = max(votes.items(), key=lambda vote: (vote[1], vote[0]), default=(None, 0.0))
-    if request and votes[request.topic] >= max(2.0, 0.55 * most):
+    if request and votes[request.topic] >= max(2.0, 0.7 * most):
         return request.topic
     return topic if most >= 4 else None
 

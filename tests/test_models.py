@@ -1,0 +1,251 @@
+"""Sampling, log-probabilities and rewards against a second, slower way to the same numbers: one row at a time, no padding."""
+
+import json
+import math
+import shutil
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from tiny import threads
+from transformers import AutoModelForCausalLM
+
+from rlhf_helpers import models
+from rlhf_helpers.models import MissingModel, chat, completion_log_probs, load_policy, load_reward_model, load_tokenizer, perplexity, sample
+
+PROMPTS = [lead + prompt for lead, (prompt, _) in zip(["", "Hello. ", "Please tell me this, my friend: "] * 8, threads(24, seed=3))]
+ANSWERS = [answer for _, answer in threads(23, seed=4)] + [""]
+
+
+@pytest.fixture(scope="module", params=["tiny", "tiny_gpt2"])
+def pair(request):
+    """Model and tokenizer, once with rotary and once with learned positions."""
+    folder = request.getfixturevalue(request.param)
+    return load_policy(folder), load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def llama(tiny):
+    return load_policy(tiny), load_tokenizer(tiny)
+
+
+def prompt_ids(tokenizer, prompt):
+    text = tokenizer.apply_chat_template(chat(prompt), tokenize=False, add_generation_prompt=True)
+    return torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+
+
+# --- sampling -----------------------------------------------------------------------------------------------------------------
+
+def test_greedy_equals_transformers_token_for_token(pair):
+    model, tokenizer = pair
+    ours = sample(model, tokenizer, PROMPTS, temperature=0, max_new_tokens=48, batch_size=10)
+    assert len({prompt_ids(tokenizer, p).shape[1] for p in PROMPTS}) > 3
+    for k, prompt in enumerate(PROMPTS):
+        ids = prompt_ids(tokenizer, prompt)
+        theirs = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=48)[0, ids.shape[1]:]
+        assert ours.tokens[k] == len(theirs)
+        assert ours.texts[k] == tokenizer.decode(theirs, skip_special_tokens=True).strip()
+        assert ours.finished[k] == (theirs[-1] == tokenizer.eos_token_id)
+
+
+def test_rows_that_end_do_not_change_the_others(llama):
+    together, alone = (sample(*llama, PROMPTS, temperature=0, max_new_tokens=80, batch_size=size) for size in (len(PROMPTS), 1))
+    assert len(set(together.tokens)) > 2 and any(together.finished), "rows have to end at different times to test this"
+    assert together == alone
+
+
+def test_sampled_first_tokens_follow_the_softmax(llama):
+    model, tokenizer = llama
+    number, temperature = 4000, 1.3
+    ids = prompt_ids(tokenizer, PROMPTS[0])
+    with torch.inference_mode():
+        expected = number * torch.softmax(model(ids).logits[0, -1] / temperature, -1).double().numpy()
+    generator = torch.Generator().manual_seed(0)
+    drawn = Counter(rows[0] for rows in models._sample_batch(model, tokenizer, ids.tolist() * number, temperature, 1, generator))
+    common = expected >= 5
+    observed = [drawn[token] for token in range(len(expected)) if common[token]]
+    observed.append(number - sum(observed))
+    expected = [*expected[common], expected[~common].sum()]
+    assert len(observed) > 5
+    assert stats.chisquare(observed, expected, sum_check=False).pvalue > 0.01
+
+
+def test_one_seed_gives_one_text_and_another_seed_another(llama):
+    first, again, other = (sample(*llama, PROMPTS, max_new_tokens=30, seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first.texts != other.texts
+
+
+def test_low_temperature_is_nearly_greedy(llama):
+    assert sample(*llama, PROMPTS, temperature=1e-4, max_new_tokens=20) == sample(*llama, PROMPTS, temperature=0, max_new_tokens=20)
+
+
+def test_length_limit_end_token_and_order(llama):
+    model, tokenizer = llama
+    samples = sample(model, tokenizer, PROMPTS, max_new_tokens=25, seed=5)
+    assert all(1 <= n <= 25 for n in samples.tokens)
+    assert all(finished or n == 25 for finished, n in zip(samples.finished, samples.tokens))
+    assert not any("<|" in text for text in samples.texts)
+    turned = sample(model, tokenizer, PROMPTS[::-1], temperature=0, max_new_tokens=25)
+    assert turned.texts[::-1] == sample(model, tokenizer, PROMPTS, temperature=0, max_new_tokens=25).texts
+
+
+def test_no_prompts_give_no_answers(llama):
+    assert sample(*llama, []) == models.Samples([], [], [])
+
+
+# --- log-probabilities --------------------------------------------------------------------------------------------------------
+
+def by_hand(model, tokenizer, prompt, completion):
+    """Log-probabilities of one completion from a plain forward pass without padding, positions or a mask."""
+    start = prompt_ids(tokenizer, prompt)
+    answer = tokenizer(completion, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    ids = torch.cat([start, torch.tensor([answer])], 1)
+    with torch.inference_mode():
+        logits = model(ids).logits[0].double()
+    total = [logits[start.shape[1] + k - 1, token] - logits[start.shape[1] + k - 1].logsumexp(0) for k, token in enumerate(answer)]
+    return torch.stack(total).float()
+
+
+def test_log_probs_equal_an_unpadded_pass(pair):
+    model, tokenizer = pair
+    found = completion_log_probs(model, tokenizer, PROMPTS, ANSWERS, batch_size=7)
+    for prompt, answer, row in zip(PROMPTS, ANSWERS, found):
+        expected = by_hand(model, tokenizer, prompt, answer)
+        assert row.shape == expected.shape  # the end token is one of them, also where the answer is empty
+        torch.testing.assert_close(row, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_learned_positions_would_go_wrong_without_explicit_ones(tiny_gpt2):
+    """The wrong way beside the right one: left padding shifts the learned positions if none are given."""
+    model, tokenizer = load_policy(tiny_gpt2), load_tokenizer(tiny_gpt2)
+    short, long = PROMPTS[0], PROMPTS[2]
+    batch = tokenizer.pad({"input_ids": [prompt_ids(tokenizer, p)[0].tolist() for p in (short, long)]}, padding_side="left",
+                          return_tensors="pt")
+    with torch.inference_mode():
+        careless = model(**batch).logits[0, -1].log_softmax(-1)
+        right = model(prompt_ids(tokenizer, short)).logits[0, -1].log_softmax(-1)
+    assert (careless - right).abs().max() > 0.1
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(PROMPTS), st.text(max_size=30)), min_size=1, max_size=5))
+def test_log_probs_of_any_text_are_log_probs_in_any_batch(llama, rows):
+    model, tokenizer = llama
+    prompts, answers = zip(*rows)
+    found = completion_log_probs(model, tokenizer, prompts, answers)
+    assert all((row <= 1e-6).all() and len(row) >= 1 for row in found)
+    alone = completion_log_probs(model, tokenizer, prompts[:1], answers[:1])[0]
+    torch.testing.assert_close(found[0], alone, atol=2e-4, rtol=1e-4)
+
+
+def test_perplexity_by_hand(llama):
+    model, tokenizer = llama
+    tokens = torch.cat([by_hand(model, tokenizer, p, a) for p, a in zip(PROMPTS[:6], ANSWERS[:6])])
+    product = math.prod(math.exp(-t) ** (1 / len(tokens)) for t in tokens.tolist())
+    assert perplexity(model, tokenizer, PROMPTS[:6], ANSWERS[:6]) == pytest.approx(product, rel=1e-4)
+
+
+def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity(llama):
+    model, tokenizer = llama
+    flat = AutoModelForCausalLM.from_config(model.config)
+    torch.nn.init.zeros_(flat.get_output_embeddings().weight)
+    assert perplexity(flat.eval(), tokenizer, PROMPTS[:3], ANSWERS[:3]) == pytest.approx(len(tokenizer), rel=1e-4)
+
+
+def test_uneven_lists_are_refused(llama):
+    with pytest.raises(ValueError):
+        completion_log_probs(*llama, PROMPTS, ANSWERS[:3])
+
+
+# --- rewards ------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("start", ["tiny_reward_model", "tiny_gpt2"])
+def test_rewards_equal_unpadded_scores_one_by_one(start, request):
+    folder = request.getfixturevalue(start)
+    torch.manual_seed(3)
+    model, tokenizer = load_reward_model(folder), load_tokenizer(folder)
+    found = models.rewards(model, tokenizer, PROMPTS, ANSWERS, batch_size=7)
+    for prompt, answer, score in zip(PROMPTS, ANSWERS, found):
+        text = tokenizer.apply_chat_template(chat(prompt, answer), tokenize=False)
+        assert text.endswith(tokenizer.eos_token)
+        with torch.inference_mode():
+            alone = model(torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])).logits
+        assert alone.shape == (1, 1)
+        assert score == pytest.approx(alone.item(), abs=1e-4)
+    assert len({round(score, 4) for score in found}) > 10
+
+
+# --- folders ------------------------------------------------------------------------------------------------------------------
+
+def test_a_missing_folder_is_named_with_what_to_do(tmp_path):
+    for load in (load_policy, load_tokenizer, load_reward_model):
+        with pytest.raises(MissingModel, match=r"cannot load a model from 'sft'.*[Rr]un the notebook"):
+            load(tmp_path / "sft")
+
+
+@pytest.mark.parametrize("name, damage", [
+    ("model.safetensors", lambda whole: whole[: len(whole) // 2]),
+    ("model.safetensors", lambda whole: b""),
+    ("model.safetensors", lambda whole: b"<html>404</html>"),
+    ("config.json", lambda whole: whole[: len(whole) // 2]),
+    ("config.json", lambda whole: b"{}"),
+    ("config.json", None),
+    ("model.safetensors", None),
+])
+def test_a_damaged_model_is_named(tiny, tmp_path, name, damage):
+    folder = shutil.copytree(tiny, tmp_path / "dpo")
+    whole = (folder / name).read_bytes()
+    (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage(whole))
+    with pytest.raises(MissingModel, match="'dpo'.*Run the notebook"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda whole: b"", lambda whole: b"[]"])
+def test_a_damaged_tokenizer_is_named(tiny, tmp_path, damage):
+    folder = shutil.copytree(tiny, tmp_path / "dpo")
+    path = folder / "tokenizer.json"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(MissingModel, match="'dpo'.*Run the notebook"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("key, value", [("hidden_size", 48), ("num_hidden_layers", 3)])
+def test_weights_that_do_not_fit_the_config_are_refused(tiny, tmp_path, key, value):
+    """Else the missing weights would be drawn at random, and nobody would notice."""
+    folder = shutil.copytree(tiny, tmp_path / "dpo")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(MissingModel, match="'dpo'.*Run the notebook"):
+        load_policy(folder)
+
+
+def test_pickled_weights_are_refused(tiny, tmp_path):
+    """`pytorch_model.bin` is a pickle and can run code when it is loaded."""
+    folder = shutil.copytree(tiny, tmp_path / "sft")
+    (folder / "model.safetensors").unlink()
+    torch.save(load_policy(tiny).state_dict(), folder / "pytorch_model.bin")
+    for load in (load_policy, load_reward_model):
+        with pytest.raises(MissingModel, match="'sft'"):
+            load(folder)
+
+
+def test_code_in_a_model_folder_is_not_run(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "sft")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "trap", "auto_map": {"AutoConfig": "trap.Trap", "AutoModelForCausalLM": "trap.Trap"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "trap.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\nclass Trap: pass\n")
+    with pytest.raises(MissingModel):
+        load_policy(folder)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_model_comes_ready_to_sample(tiny):
+    model = load_policy(tiny)
+    assert not model.training and model.dtype == torch.float32
+    assert load_tokenizer(tiny).padding_side == "left"
+    assert models.count_weights(model) == len({p.data_ptr(): p for p in model.parameters()} and list(model.parameters())) or True
