@@ -27,7 +27,7 @@ from .formats import atomic_write_text, write_json
 from .models import completion_log_probs, count_weights, load_policy, load_tokenizer, sample
 from .statistics import mean, share, show
 from .world.catalogue import catalogue
-from .world.grammar import FAULTS, Dice, answer, react, read_prompt, write_prompt
+from .world.grammar import FAULTS, Dice, answer, knowledge, react, read_prompt, write_prompt
 from .world.judge import judge, observations
 from .world.splits import corpus_requests
 
@@ -44,6 +44,8 @@ TEMPLATE = (
     "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+KNOWLEDGE_FROM = 20  # the first shard with questions about single tips
+KNOWLEDGE = 0.3  # their share from there on
 REACTS = 0.8  # share of threads in which the asker reacts to the reply
 SHARD = 4096  # documents that are drawn, sorted by length and cut into batches together
 BATCH_TOKENS = 6144
@@ -53,13 +55,13 @@ BATCH_TOKENS = 6144
 class Thread:
     """One thread of the forum: a question, a stranger's reply, and in most threads what the asker said to it.
 
-    `nats` is the surprisal of the reply's derivation, an upper bound on that of its text.
+    `nats` is the surprisal of the reply's derivation, an upper bound on that of its text; None for a question about a single tip.
     """
 
     prompt: str
     reply: str
     reaction: str | None
-    nats: float
+    nats: float | None
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -69,15 +71,30 @@ class Thread:
 
 
 def corpus(seed: int, shard: int) -> list[Thread]:
-    """One shard of the corpus."""
-    threads = []
+    """One shard of the corpus.
+
+    From shard `KNOWLEDGE_FROM` on, three documents in ten are questions about single tips, and some reactions name the goal that
+    advice is for: first the model learns how people write, then what goes with what.
+    """
+    threads, later = [], shard >= KNOWLEDGE_FROM
     for number, request in enumerate(islice(corpus_requests(f"{seed}/{shard}"), SHARD)):
         dice = Dice(f"thread {seed}/{shard}/{number}")
+        if later and dice.flip(KNOWLEDGE):
+            threads.append(Thread(*knowledge(dice), None, None))
+            continue
+        before = dice.nats
         reply, _ = answer(dice, request)
-        nats = dice.nats
-        reaction = react(dice, observations(judge(request, reply))) if dice.flip(REACTS) else None
-        threads.append(Thread(write_prompt(request), reply, reaction, nats))
+        nats = dice.nats - before
+        threads.append(Thread(write_prompt(request), reply, _reaction(dice, request, reply, later), nats))
     return threads
+
+
+def _reaction(dice: Dice, request, reply: str, named: bool) -> str | None:
+    if not dice.flip(REACTS):
+        return None
+    verdict = judge(request, reply)
+    strays = sorted({a.topic for a in verdict.advice if a.topic not in (None, request.topic)})
+    return react(dice, request, observations(verdict), strays, named)
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -208,7 +225,7 @@ def measure(folder: Path, seed: int, number: int = 1000) -> dict:
     Both columns are read by the judge: the model's replies and the strangers' replies to the same `number` questions.
     """
     model, tokenizer = load_policy(folder), load_tokenizer(folder)
-    threads = corpus(seed, HELD_OUT)[:number]
+    threads = [t for t in corpus(seed, HELD_OUT) if t.nats is not None][:number]
     prompts = [t.prompt for t in threads]
     own = sample(model, tokenizer, prompts, seed=seed, max_new_tokens=128).texts
     verdicts = {"corpus": [judge(t.prompt, t.reply) for t in threads], "model": [judge(p, a) for p, a in zip(prompts, own)]}

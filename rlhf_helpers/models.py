@@ -4,6 +4,7 @@ Weights are read as safetensors only and no code from a model's folder is run. C
 positions, so models with learned positions (GPT-2) are read as correctly as rotary ones.
 """
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from transformers.utils.logging import disable_progress_bar
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SAFE = dict(trust_remote_code=False, use_safetensors=True)
+NEW_HEAD = "score.weight"  # what a policy lacks to be a reward model
+ADVICE = "Run the notebook that makes it again, or give another folder or Hub name."
+logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # its report of missing weights; `_load_model` reads it
+logging.getLogger("transformers.distributed").setLevel(logging.ERROR)  # the line above would make it speak of sharding
 disable_progress_bar()  # of loading weights: it would go to the stderr of every notebook
 
 
@@ -30,20 +35,34 @@ def load_tokenizer(path: str | Path):
 
 def load_policy(path: str | Path):
     """A causal language model in 32-bit floats, ready to sample from."""
-    return _load(AutoModelForCausalLM, path, dtype=torch.float32, **SAFE).to(DEVICE).eval()
+    return _load_model(AutoModelForCausalLM, path)
 
 
 def load_reward_model(path: str | Path):
-    """A model with one output: the reward of a whole chat."""
-    return _load(AutoModelForSequenceClassification, path, dtype=torch.float32, num_labels=1, **SAFE).to(DEVICE).eval()
+    """A model with one output, the reward of a whole chat, and in `chat_template` the form in which it reads chats.
+
+    A policy's folder gives one whose output head is drawn at random.
+    """
+    model = _load_model(AutoModelForSequenceClassification, path, num_labels=1)
+    model.chat_template = load_tokenizer(path).chat_template
+    return model
+
+
+def _load_model(kind, path, **settings):
+    model, report = _load(kind, path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **SAFE, **settings)
+    bad = sorted(set(report["missing_keys"]) - {NEW_HEAD}) + sorted(key for key, *_ in report["mismatched_keys"])
+    if bad:  # transformers would draw these at random and go on
+        raise MissingModel(f"{Path(path).name!r} is damaged: {len(bad)} of its weights are missing or of another shape than its "
+                           f"config.json says, the first is {bad[0]}. {ADVICE}")
+    return model.to(DEVICE).eval()
 
 
 def _load(kind, path, **settings):
     try:
         return kind.from_pretrained(str(path), **settings)
-    except (OSError, ValueError) as problem:
-        raise MissingModel(f"cannot load a model from {Path(path).name!r}: {str(problem).splitlines()[0]} "
-                           f"Run the notebook that makes it again, or give another folder or Hub name.") from None
+    except Exception as problem:  # a damaged file makes the libraries raise anything, even plain Exception
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise MissingModel(f"cannot load a model from {Path(path).name!r}: {reason} {ADVICE}") from problem
 
 
 def count_weights(model) -> int:
@@ -82,8 +101,8 @@ def sample(model, tokenizer, prompts: list[str], *, temperature: float = 1.0, ma
         for row, tokens in zip(rows, _sample_batch(model, tokenizer, [ids[i] for i in rows], temperature, max_new_tokens, generator)):
             completions[row] = tokens
     finished = [bool(tokens) and tokens[-1] == tokenizer.eos_token_id for tokens in completions]
-    texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
-    return Samples([text.strip() for text in texts], finished, [len(tokens) for tokens in completions])
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in completions]
+    return Samples(texts, finished, [len(tokens) for tokens in completions])
 
 
 def _prompt_ids(tokenizer, prompt: str) -> list[int]:
@@ -150,8 +169,9 @@ def perplexity(model, tokenizer, prompts: list[str], completions: list[str]) -> 
 @torch.inference_mode()
 def rewards(model, tokenizer, prompts: list[str], completions: list[str], batch_size: int = 64) -> list[float]:
     """The reward model's score of each prompt with its completion, in the same chat form that it was trained on."""
-    texts = tokenizer.apply_chat_template([chat(p, c) for p, c in zip(prompts, completions, strict=True)], tokenize=False)
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    texts = [tokenizer.apply_chat_template(chat(p, c), tokenize=False, chat_template=model.chat_template)
+             for p, c in zip(prompts, completions, strict=True)]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     found = [0.0] * len(ids)
     for start in range(0, len(order), batch_size):

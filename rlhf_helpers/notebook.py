@@ -20,7 +20,7 @@ def check(what: str, value: float, *, at_least: float | None = None, at_most: fl
     The printed line does not hold the value, so that it is the same in every run that passes. With `bars=False` (a profile for
     which no bar was measured) the line is printed whatever the value is, and says so.
     """
-    bounds = [f"at least {at_least:g}"] * (at_least is not None) + [f"at most {at_most:g}"] * (at_most is not None)
+    bounds = [f"{words} {bound:g}" for words, bound in (("at least", at_least), ("at most", at_most)) if bound is not None]
     if not bounds:
         raise TypeError("check needs at_least or at_most")
     good = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
@@ -87,3 +87,28 @@ def plot_estimates(axis, names: list[str], estimates: list[dict], label: str) ->
                       color=COLOURS[k % len(COLOURS)], marker=MARKERS[k % len(MARKERS)])
     axis.set_yticks(places, names)
     axis.set_xlabel(label)
+
+
+def plot_groups(axis, names: list[str], groups: dict[str, list[dict]], label: str) -> None:
+    """For each name, from top to bottom, a dot with its interval for each group: `groups[group][k]` is the estimate of `names[k]`."""
+    apart = min(0.28, 0.8 / len(groups))
+    for index, (group, estimates) in enumerate(groups.items()):
+        places = [apart * ((len(groups) - 1) / 2 - index) - k for k in range(len(names))]
+        values = [e["estimate"] for e in estimates]
+        errors = [[v - e["low"] for v, e in zip(values, estimates)], [e["high"] - v for v, e in zip(values, estimates)]]
+        axis.errorbar(values, places, xerr=errors, fmt=MARKERS[index % len(MARKERS)], color=COLOURS[index % len(COLOURS)], ms=5,
+                      capsize=3, label=group)
+    axis.set_yticks([-k for k in range(len(names))], names)
+    axis.set_xlabel(label)
+    axis.legend()
+
+
+def plot_points(axis, points: dict[str, tuple[dict, dict]], x_label: str, y_label: str) -> None:
+    """A dot for each name with its interval in both directions; `points[name]` holds the estimates (x, y)."""
+    for k, (name, (x, y)) in enumerate(points.items()):
+        errors = {f"{side}err": [[e["estimate"] - e["low"]], [e["high"] - e["estimate"]]] for side, e in (("x", x), ("y", y))}
+        axis.errorbar(x["estimate"], y["estimate"], **errors, fmt=MARKERS[k % len(MARKERS)], color=COLOURS[k % len(COLOURS)],
+                      capsize=3, label=name)
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    axis.legend()

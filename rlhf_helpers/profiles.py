@@ -48,6 +48,7 @@ class Profile:
     max_new_tokens: int = 112
     final: str = "grpo"  # the policy that the final bars are about: named before any result is seen
     bars: bool = True
+    brief: bool = False  # made smaller by `stages.brief`
 
 
 PRACTICE = Profile(name="practice", base_model=str(DATA / "base_model"))

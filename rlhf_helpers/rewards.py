@@ -18,6 +18,18 @@ from .training import History, length_grouped, run_trainer, trainer_settings
 MAX_LENGTH = 256
 
 
+def reading_template(template: str) -> str:
+    """The chat template with which a reward model reads: after the answer comes the mark of the person's next turn.
+
+    A reward model's score is read at the last token. At the end token a language model only knows that the turn is over; at the
+    mark of the next turn it is about to predict what the person says to the answer, so what it knows of the answer is there.
+    Templates without our `<|user|>` mark are left as they are.
+    """
+    if "'<|' + message['role'] + '|>'" not in template:
+        return template
+    return template + "{% if messages[-1]['role'] == 'assistant' %}{{ '<|user|>' }}{% endif %}"
+
+
 def train_reward_model(start: str | Path, rows: list[dict], folder: str | Path, training: Training, seed: int = 0,
                        title: str = "Reward model") -> History:
     """Train a reward model from the policy in `start` on preferences (`prompt`, `chosen`, `rejected`) with TRL's RewardTrainer."""
@@ -27,6 +39,7 @@ def train_reward_model(start: str | Path, rows: list[dict], folder: str | Path, 
     model = load_reward_model(start)
     tokenizer = load_tokenizer(start)
     model.config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.chat_template = reading_template(tokenizer.chat_template)
     settings = trainer_settings(folder, seed, training, max_length=MAX_LENGTH, center_rewards_coefficient=0.01)
     trainer = RewardTrainer(model=model, processing_class=tokenizer, train_dataset=data, args=RewardConfig(**settings))
     return run_trainer(trainer, History(title), folder)

@@ -26,6 +26,7 @@ ARTIFACTS = {  # stage: (file or folder in the run, the notebook that makes it)
     "grpo": ("grpo", "06_reinforcement_learning"),
     "dpo": ("dpo", "08_direct_preference_optimisation"),
 }
+REBUILD_BASE = "get it again with `git checkout data/base_model`, or rebuild it with `python -m rlhf_helpers.base_model`"
 
 
 class UnknownStage(KeyError):
@@ -62,19 +63,24 @@ class Run:
             return False
         whole = path.stat().st_size > 0 if path.is_file() else (path / "config.json").exists() and any(path.glob("*.safetensors"))
         if not whole:
-            raise DamagedArtifact(f"{self.folder.name}/{path.name} is damaged or incomplete: delete it and run notebook "
-                                  f"{ARTIFACTS[stage][1] if stage in ARTIFACTS else '00'} again")
+            maker = f"run notebook {ARTIFACTS[stage][1]} again" if stage in ARTIFACTS else REBUILD_BASE
+            raise DamagedArtifact(f"{path.parent.name}/{path.name} is damaged or incomplete: delete it and {maker}")
         return True
 
     @contextmanager
     def building(self, stage: str):
         """Gives a path to write the artifact to; when the block ends well, it takes the place of the old artifact."""
         path = self.path(stage)
-        aside = path.with_name(f".{path.name}.part")
+        aside, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
         _remove(aside)
         yield aside
-        _remove(path)
+        if not aside.exists():
+            raise FileNotFoundError(f"{stage}: nothing was written to {aside}")
+        _remove(old)
+        if path.exists():
+            os.replace(path, old)
         os.replace(aside, path)
+        _remove(old)
         self.answers_path(stage).unlink(missing_ok=True)  # they were the old model's
 
     def answers_path(self, name: str) -> Path:
@@ -102,19 +108,36 @@ def open_run(name: str | None = None) -> Run:
     RLHF_PROFILE (practice), RLHF_SEED (0), RLHF_RUN (the profile's name) and RLHF_RUNS (the folder `runs`) are set by `run.py`.
     """
     profile = get_profile(os.environ.get("RLHF_PROFILE", "practice"))
-    seed = int(os.environ.get("RLHF_SEED", "0"))
+    seed = _seed(os.environ.get("RLHF_SEED", "0"))
     folder = Path(os.environ.get("RLHF_RUNS", RUNS)) / (name or os.environ.get("RLHF_RUN") or profile.name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "answers").mkdir(exist_ok=True)
     run = Run(folder, profile, seed)
-    before = run.kept("run")
-    if before and (before["profile"]["name"], before["seed"]) != (profile.name, seed):
-        raise ValueError(f"run {folder.name!r} was made with profile {before['profile']['name']} and seed {before['seed']}, not "
+    made_with = _made_with(run)
+    if made_with not in (None, (profile.name, seed)):
+        raise ValueError(f"run {folder.name!r} was made with profile {made_with[0]} and seed {made_with[1]}, not "
                          f"{profile.name} and {seed}: give the new run another name (--run NAME)")
     settings = {k: v for k, v in asdict(profile).items() if k != "base_model"} | {"base_model": Path(profile.base_model).name}
     libraries = {name: version(name) for name in ("torch", "transformers", "trl", "datasets")}
     run.keep("run", {"profile": settings, "seed": seed, "python": platform.python_version(), "libraries": libraries})
     return run
+
+
+def _seed(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"RLHF_SEED is {text!r}; give a whole number") from None
+
+
+def _made_with(run: Run) -> tuple[str, int] | None:
+    """Profile and seed that an older `run.json` names."""
+    record = run.kept("run")
+    try:
+        return record and (record["profile"]["name"], record["seed"])
+    except (KeyError, TypeError):
+        raise DamagedArtifact(f"{run.folder.name}/run.json does not say with which profile and seed the run was made: delete the "
+                              "folder, or give the new run another name (--run NAME)") from None
 
 
 def _remove(path: Path) -> None:

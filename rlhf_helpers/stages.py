@@ -12,7 +12,7 @@ from .labelling.export import export_preferences
 from .labelling.session import LabellingSession
 from .labelling.store import LabelStore
 from .profiles import Profile
-from .runs import Run
+from .runs import REBUILD_BASE, DamagedArtifact, Run
 from .world.annotators import ANNOTATORS
 from .world.grammar import write_prompt
 from .world.splits import training_requests
@@ -22,10 +22,11 @@ PER_PAIR = 3  # simulated annotators that label each pair a person left
 
 def need(run: Run, stage: str) -> Path:
     """The artifact of a stage. If the run has none yet, a smaller one is made now, and said so."""
-    if stage == "base" or run.has(stage):
-        run.has(stage)
+    if run.has(stage) or (stage == "base" and not run.path("base").is_absolute()):  # else a name on the Hub
         print(f"{stage}: found ({run.path(stage).name})")
         return run.path(stage)
+    if stage == "base":
+        raise DamagedArtifact(f"there is no base model in {run.path('base').name}: {REBUILD_BASE}")
     print(f"{stage}: not made in this run yet; making a quick one (the notebook of that stage makes a better one)")
     small = replace(run, profile=brief(run.profile))
     if stage in ("rloo", "grpo"):
@@ -36,9 +37,11 @@ def need(run: Run, stage: str) -> Path:
 
 
 def brief(profile: Profile) -> Profile:
-    """A third of a profile's data and steps."""
+    """A third of a profile's data and steps, once: what a quick stage needs is as quick as itself, not quicker still."""
+    if profile.brief:
+        return profile
     third = lambda number: max(2, number // 3)  # noqa: E731
-    return replace(profile, instructions=third(profile.instructions), comparison_prompts=third(profile.comparison_prompts),
+    return replace(profile, brief=True, instructions=third(profile.instructions), comparison_prompts=third(profile.comparison_prompts),
                    rloo=replace(profile.rloo, steps=third(profile.rloo.steps)), grpo=replace(profile.grpo, steps=third(profile.grpo.steps)))
 
 
@@ -105,9 +108,8 @@ def make_reward_model(run: Run):
         return train_reward_model(need(run, "sft"), training, folder, run.profile.reward_model, run.seed)
 
 
-def rl_prompts(run: Run, number: int | None = None) -> list[str]:
-    """Prompts for reinforcement learning: of training topics and wordings, not those of the comparisons."""
-    number = number or 1000
+def rl_prompts(run: Run, number: int = 1000) -> list[str]:
+    """Prompts for reinforcement learning: of training topics and wordings, drawn apart from those of the comparisons."""
     return [write_prompt(r) for r in training_requests(number, f"rl {run.seed}")]
 
 

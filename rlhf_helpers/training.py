@@ -39,8 +39,8 @@ def trainer_settings(folder: str | Path, seed: int, training: Training | None = 
         save_strategy="no", dataloader_pin_memory=GPU, logging_steps=1, disable_tqdm=True, lr_scheduler_type="linear",
         warmup_steps=5, max_grad_norm=1.0)
     if training is not None:
-        settings |= dict(train_sampling_strategy="sequential", learning_rate=training.learning_rate, per_device_train_batch_size=training.batch_size,
-                         num_train_epochs=training.epochs, max_steps=training.steps)
+        settings |= dict(train_sampling_strategy="sequential", learning_rate=training.learning_rate,
+                         per_device_train_batch_size=training.batch_size, num_train_epochs=training.epochs, max_steps=training.steps)
     return settings | more
 
 
@@ -80,11 +80,15 @@ def length_grouped(rows: list[dict], fields: tuple[str, ...], batch_size: int, s
     """The rows in an order in which batches hold rows of like length, batches in random order: far less padding.
 
     For trainers that then read the rows in sequence (`train_sampling_strategy="sequential"`, set in `trainer_settings`).
+    A last batch that is not full stays last, so that the others keep their places.
     """
+    if not rows:
+        raise ValueError("there are no rows to train on")
     dice = random.Random(seed)
     ordered = sorted(dice.sample(rows, len(rows)), key=lambda row: sum(len(row[f]) for f in fields))
     batches = [ordered[k: k + batch_size] for k in range(0, len(ordered), batch_size)]
-    return [row for batch in dice.sample(batches, len(batches)) for row in batch]
+    full = len(rows) // batch_size
+    return [row for batch in dice.sample(batches[:full], full) + batches[full:] for row in batch]
 
 
 def smooth(values: list[float], window: int = 5) -> list[float]:

@@ -10,9 +10,8 @@ import random
 from dataclasses import dataclass, fields, replace
 from functools import cache
 
-from .catalogue import Catalogue, Tip, catalogue
+from .catalogue import INSTRUCTIONS, Catalogue, Tip, catalogue
 
-INSTRUCTIONS = ("count", "list", "one_sentence", "first_word", "no_greeting", "reasons", "no_reasons", "short", "question")
 FAULTS = ("off_topic", "wrong_count", "repetition", "rambling", "rudeness", "advertising", "unsafe", "condescension", "cut_off")
 SHORT_LIMIT = 20  # words, as the instruction `short` says it
 
@@ -312,11 +311,38 @@ def _join(parts: list[str]) -> str:
     return text
 
 
-def react(dice: Dice, observations: list[str], world: Catalogue | None = None) -> str:
-    """What the person who asked says to a reply: up to two remarks on what there is to remark (keys of `reactions`)."""
+def react(dice: Dice, request: Request, observations: list[str], strays: list[str], named: bool, world: Catalogue | None = None) -> str:
+    """What the person who asked says to a reply: up to two remarks on what there is to remark (keys of `reactions`).
+
+    With `named`, every other remark that the advice is on or off the topic names the goal it is for; `strays` are the topics of
+    the advice that was off the topic.
+    """
     world = world or catalogue()
-    remarked = dice.several(observations, min(len(observations), dice.choice([1, 2])))
-    return " ".join(dice.choice(world.language["reactions"][what]) for what in remarked or ["thanks"])
+    language = world.language
+    remarked = dice.several(observations, min(len(observations), dice.choice([1, 2]))) or ["thanks"]
+    said = []
+    for what in remarked:
+        if named and what == "off_topic" and strays and dice.flip(0.5):
+            other = world.topics[dice.choice(strays)].goal
+            said.append(dice.choice(language["other_goal_reactions"]).format(other=other))
+        elif named and what == "thanks" and dice.flip(0.5):
+            said.append(dice.choice(language["goal_reactions"]).format(goal=world.topics[request.topic].goal))
+        else:
+            said.append(dice.choice(language["reactions"][what]))
+    return " ".join(said)
+
+
+def knowledge(dice: Dice, world: Catalogue | None = None) -> tuple[str, str]:
+    """A question about a single tip, and its true answer: what it is for, whether it suits a goal, whether it is safe."""
+    world = world or catalogue()
+    topics = sorted(world.topics)
+    topic, other = world.topics[dice.choice(topics)], world.topics[dice.choice(topics)]
+    kind = dice.choice(["purpose", "match", "mismatch", "safe", "unsafe"] if other is not topic else ["purpose", "match"])
+    question, reply = dice.choice(world.language["knowledge"][kind])
+    tip = dice.choice(other.tips if kind == "mismatch" else topic.tips)
+    text = dice.choice(topic.unsafe) if kind == "unsafe" else tip.text
+    words = {"tip": text, "goal": topic.goal, "reason": tip.reason, "other": other.goal}
+    return question.format(**words), reply.format(**words)
 
 
 def with_persona(request: Request, persona: str | None) -> Request:

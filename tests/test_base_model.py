@@ -1,0 +1,217 @@
+"""How the base model is made, on a tiny copy of the recipe; and the committed one, if it is there."""
+
+import json
+
+import pytest
+import torch
+from tiny import SHAPE
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_helpers import base_model
+from rlhf_helpers.base_model import BASE_MODEL, learning_rate
+from rlhf_helpers.models import load_tokenizer
+from rlhf_helpers.world.grammar import read_prompt
+from rlhf_helpers.world.splits import evaluation_requests, is_reserved
+
+CHAT = [{"role": "user", "content": "How can I sleep better?"}, {"role": "assistant", "content": "Go to bed early."}]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The same recipe with a little of everything."""
+    for name, value in {"SHAPE": SHAPE, "VOCABULARY": 420, "SHARD": 40, "BATCH_TOKENS": 300}.items():
+        monkeypatch.setattr(base_model, name, value)
+
+
+# --- corpus -------------------------------------------------------------------------------------------------------------------
+
+def test_the_corpus_is_the_same_each_time_and_another_in_each_shard(small):
+    shards = {(seed, shard): base_model.corpus(seed, shard) for seed, shard in [(0, 0), (0, 1), (0, -1), (1, 0)]}
+    assert shards[0, 0] == base_model.corpus(0, 0)
+    for key, threads in shards.items():
+        assert len(threads) == 40
+        others = {thread.reply for other in shards if other != key for thread in shards[other]}
+        assert len({thread.reply for thread in threads} & others) <= 2, "a short reply may come twice"
+
+
+def test_a_thread_is_a_chat_with_a_reaction_in_four_of_five(monkeypatch):
+    monkeypatch.setattr(base_model, "SHARD", 400)
+    threads = base_model.corpus(0, 3)
+    for thread in threads:
+        roles = [message["role"] for message in thread.messages]
+        assert roles == ["user", "assistant", "user"][:2 + bool(thread.reaction)]
+        assert all(message["content"].strip() for message in thread.messages) and thread.nats > 0
+    assert 0.72 < sum(thread.reaction is not None for thread in threads) / 400 < 0.88
+
+
+def test_no_reserved_prompt_is_in_the_corpus(small):
+    evaluation = {thread for thread in map(base_model.write_prompt, evaluation_requests(60))}
+    for shard in (-2, -1, 0, 1, base_model.HELD_OUT):
+        for thread in base_model.corpus(0, shard):
+            assert thread.prompt not in evaluation
+            if thread.nats is not None:  # else a question about a single tip, which is no request for advice
+                assert not is_reserved(read_prompt(thread.prompt))
+
+
+def test_questions_about_single_tips_come_in_the_later_shards_only(monkeypatch):
+    monkeypatch.setattr(base_model, "SHARD", 300)
+    early, late = (base_model.corpus(0, shard) for shard in (base_model.KNOWLEDGE_FROM - 1, base_model.KNOWLEDGE_FROM))
+    assert not [thread for thread in early if thread.nats is None]
+    single = [thread for thread in late if thread.nats is None]
+    assert 0.2 < len(single) / len(late) < 0.4
+    assert all(thread.reaction is None and thread.reply for thread in single)
+
+
+def test_batches_hold_every_document_whole_once_and_few_tokens_of_padding(small, tiny):
+    tokenizer = load_tokenizer(tiny)
+    batches = base_model.batches(tokenizer, 0, 5)
+    rows = [row[row != tokenizer.pad_token_id].tolist() for batch in batches for row in batch]
+    expected = [tokenizer(tokenizer.apply_chat_template(thread.messages, tokenize=False), add_special_tokens=False)["input_ids"]
+                for thread in base_model.corpus(0, 5)]
+    assert sorted(rows) == sorted(ids[:base_model.CONTEXT] for ids in expected)
+    assert all(batch.numel() <= 300 or len(batch) == 1 for batch in batches)
+    assert sum(batch.numel() for batch in batches) < 1.25 * sum(map(len, rows))
+
+
+# --- tokenizer and template ---------------------------------------------------------------------------------------------------
+
+@pytest.fixture(params=["tiny", "committed"])
+def tokenizer(request):
+    if request.param == "tiny":
+        return load_tokenizer(request.getfixturevalue("tiny"))
+    if not BASE_MODEL.exists():
+        pytest.skip("data/base_model is not built yet")
+    return load_tokenizer(BASE_MODEL)
+
+
+def test_the_template_marks_each_turn_and_ends_it(tokenizer):
+    assert tokenizer.apply_chat_template(CHAT, tokenize=False) == (
+        "<|user|>How can I sleep better?<|eos|><|assistant|>Go to bed early.<|eos|>")
+    assert tokenizer.apply_chat_template(CHAT[:1], tokenize=False, add_generation_prompt=True) == (
+        "<|user|>How can I sleep better?<|eos|><|assistant|>")
+    system = [{"role": "system", "content": "Be kind."}, *CHAT]
+    assert tokenizer.apply_chat_template(system, tokenize=False).startswith("<|system|>Be kind.<|eos|><|user|>")
+    two = tokenizer.apply_chat_template([CHAT, CHAT[:1]], tokenize=False)
+    assert two == [tokenizer.apply_chat_template(CHAT, tokenize=False), "<|user|>How can I sleep better?<|eos|>"]
+
+
+def test_the_template_knows_which_tokens_the_assistant_said(tokenizer):
+    found = tokenizer.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
+    said = [token for token, mask in zip(found["input_ids"], found["assistant_masks"]) if mask]
+    assert tokenizer.decode(said) == "Go to bed early.<|eos|>"
+
+
+def test_pad_and_end_differ_and_every_mark_is_one_token(tokenizer):
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert [tokenizer.convert_tokens_to_ids(mark) for mark in base_model.SPECIAL] == [0, 1, 2, 3, 4]
+    for mark in base_model.SPECIAL:
+        assert len(tokenizer(mark, add_special_tokens=False)["input_ids"]) == 1
+    assert tokenizer("Hi")["input_ids"] == tokenizer("Hi", add_special_tokens=False)["input_ids"], "TRL adds marks by itself"
+
+
+@pytest.mark.parametrize("text", ["Schlaf gut, José! 😴", "  two  spaces\nand\ttabs ", "", "1. Go.\n2. Rest."])
+def test_any_text_comes_back_from_its_tokens(tokenizer, text):
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"], clean_up_tokenization_spaces=False) == text
+
+
+# --- training -----------------------------------------------------------------------------------------------------------------
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero():
+    rates = [learning_rate(step, 1000, 0.01) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.01 / 100)
+    assert rates[99] == rates[300] == rates[600] == 0.01
+    assert all(a < b for a, b in zip(rates[:99], rates[1:100])) and all(a > b for a, b in zip(rates[600:], rates[601:]))
+    assert rates[800] == pytest.approx(0.005) and rates[1000] == 0
+
+
+def test_the_loss_does_not_see_padding(tiny):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), load_tokenizer(tiny)
+    ids = tokenizer.apply_chat_template(CHAT, return_tensors="pt", return_dict=True)["input_ids"]
+    padded = torch.cat([ids, ids.new_full((1, 7), tokenizer.pad_token_id)], 1)
+    assert base_model.loss_of(model, padded).item() == pytest.approx(base_model.loss_of(model, ids).item(), abs=1e-5)
+    log_probs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+    assert base_model.loss_of(model, ids).item() == pytest.approx(-log_probs.mean().item(), abs=1e-5)
+
+
+def test_a_stopped_training_ends_with_the_same_weights(small, tmp_path, monkeypatch):
+    """Stopped some steps after its checkpoint, as by Ctrl-C, and started again: as if nothing had been."""
+    monkeypatch.setattr(base_model, "SHAPE", SHAPE | {"num_hidden_layers": 1})
+    last_steps, steps = 20, 120  # the checkpoint is in the middle of a shard, the end in a later one
+    whole, *_ = base_model.train(tmp_path / "whole", steps, 0, 1e-2)
+    done, loss_of = [], base_model.loss_of
+
+    def stopped(model, ids):
+        done.append(ids.shape)
+        if len(done) == 100 + last_steps // 2:
+            raise KeyboardInterrupt
+        return loss_of(model, ids)
+
+    monkeypatch.setattr(base_model, "loss_of", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        base_model.train(tmp_path / "stopped", steps, 0, 1e-2)
+    again, _, training = base_model.train(tmp_path / "stopped", steps, 0, 1e-2)
+    assert len(done) == 100 + last_steps // 2 + last_steps, "it goes on at the checkpoint, not at the start"
+    assert training["steps"] == steps
+    for (name, one), (_, other) in zip(whole.state_dict().items(), again.state_dict().items()):
+        assert torch.equal(one, other), name
+    log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == list(range(20, steps + 1, 20))
+    assert log[-1]["loss"] < log[0]["loss"] - 0.5
+    model, *_ = base_model.train(tmp_path / "stopped", steps, 0, 1e-2)  # finished: nothing more to do
+    assert len(done) == 100 + last_steps // 2 + last_steps
+
+
+def test_the_optimisers_share_out_all_weights_once(small, tiny):
+    model = base_model.new_model(load_tokenizer(tiny), 0)
+    matrices, others = ([p for group in o.param_groups for p in group["params"]] for o in base_model.optimisers(model, 1e-2))
+    assert {id(p) for p in matrices} | {id(p) for p in others} == {id(p) for p in model.parameters()}
+    assert len(matrices) + len(others) == len(list(model.parameters()))
+    assert all(p.ndim == 2 for p in matrices) and model.get_input_embeddings().weight in set(others)
+
+
+def test_the_bigram_model_is_a_distribution(small, tiny):
+    """Its probabilities of all next tokens sum to one, and it knows the corpus better than an even guess."""
+    tokenizer = load_tokenizer(tiny)
+    threads = base_model.corpus(0, base_model.HELD_OUT)[:10]
+    log_probs = base_model.bigram_log_probs(tokenizer, 0, threads, shards=2)
+    rows = base_model._token_rows(tokenizer, threads)
+    assert len(log_probs) == sum(len(ids) - 1 for ids in rows) and max(log_probs) < 0
+    assert -sum(log_probs) / len(log_probs) < torch.tensor(float(len(tokenizer))).log()
+
+
+# --- the committed model ------------------------------------------------------------------------------------------------------
+
+committed = pytest.mark.skipif(not BASE_MODEL.exists(), reason="data/base_model is not built yet")
+
+
+@committed
+def test_the_committed_model_is_small_and_safetensors_only():
+    files = {path.name: path.stat().st_size for path in BASE_MODEL.iterdir()}
+    assert sum(files.values()) <= 12e6
+    assert "model.safetensors" in files and "README.md" in files
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl", ".pth", ".py"))]
+
+
+@committed
+def test_the_committed_model_loads_with_plain_transformers_and_answers():
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(BASE_MODEL), AutoTokenizer.from_pretrained(BASE_MODEL)
+    assert sum(p.numel() for p in model.parameters()) <= 5_000_000
+    assert model.config.model_type == "llama" and model.config.pad_token_id == tokenizer.pad_token_id
+    assert len(tokenizer) == model.config.vocab_size and model.dtype == torch.float32
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "How can I sleep better at night?"}], add_generation_prompt=True,
+                                        return_tensors="pt", return_dict=True)
+    answer = model.generate(**ids, do_sample=False, max_new_tokens=112)[0, ids["input_ids"].shape[1]:]
+    assert answer[-1] == tokenizer.eos_token_id
+    assert len(tokenizer.decode(answer, skip_special_tokens=True).split()) >= 4
+
+
+@committed
+def test_the_committed_card_gives_the_measured_figures():
+    figures = json.loads((BASE_MODEL / "figures.json").read_text())
+    card = (BASE_MODEL / "README.md").read_text()
+    assert f"{figures['weights']:,} weights" in card and "{" not in card
+    assert figures["samples"] >= 400
+    for name, rate in figures["rates"].items():
+        assert abs(rate["corpus"]["estimate"] - rate["model"]["estimate"]) <= 0.05, name
+    assert figures["unknown_sentences"]["model"] <= 0.03
+    assert figures["nats_per_token"]["model"] < figures["nats_per_token"]["bigram"]

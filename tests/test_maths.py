@@ -1,0 +1,353 @@
+"""The formulas of the series: each against a second derivation, and each trainer against what its first step has to show."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import trl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import threads
+
+from rlhf_helpers import dpo, rewards, rl, sft, training
+from rlhf_helpers.models import completion_log_probs, load_policy, load_reward_model, load_tokenizer, sample
+from rlhf_helpers.profiles import ReinforcementLearning, Training
+
+FEW = Training(learning_rate=1e-3, batch_size=4, steps=2)
+
+
+def preferences(number, seed=0):
+    """Pairs in which the answer that says "friend" is always the better one."""
+    return [{"prompt": prompt, "chosen": "You do it with a friend today.", "rejected": f"You {word} it now."}
+            for (prompt, _), word in zip(threads(number, seed), ["bake", "fix", "learn", "plant"] * number)]
+
+
+def caught(monkeypatch, module, name):
+    """Let a module's trainer class leave the trainers that it makes in the list that is returned."""
+    made, kind = [], getattr(module, name)
+
+    def make(*args, **settings):
+        made.append(kind(*args, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(module, name, make)
+    return made
+
+
+# --- supervised fine-tuning -------------------------------------------------------------------------------------------------------
+
+def test_the_sft_loss_counts_the_completion_and_its_end_only(tiny, tmp_path, monkeypatch):
+    made = caught(monkeypatch, sft, "SFTTrainer")
+    rows = [{"prompt": p, "completion": c} for p, c in threads(8, seed=1)]
+    sft.train_sft(tiny, rows, tmp_path / "sft", FEW)
+    tokenizer, wanted = load_tokenizer(tiny), {row["prompt"] + row["completion"]: row for row in rows}
+    seen = 0
+    for batch in made[0].get_train_dataloader():
+        for ids, labels in zip(batch["input_ids"], batch["labels"]):
+            start = int((labels != -100).nonzero()[0])
+            trained = labels[labels != -100].tolist()
+            prompt = tokenizer.decode(ids[:start], skip_special_tokens=True)
+            completion = tokenizer.decode(trained, skip_special_tokens=True)
+            assert wanted[prompt + completion]["completion"] == completion
+            assert tokenizer.decode(ids[start - 1]) == "<|assistant|>"
+            assert trained[-1] == tokenizer.eos_token_id and trained.count(tokenizer.eos_token_id) == 1
+            assert labels[start:start + len(trained)].tolist() == ids[start:start + len(trained)].tolist()
+            assert (ids[start + len(trained):] == tokenizer.pad_token_id).all()
+            seen += 1
+    assert seen == len(rows)
+
+
+def test_the_first_sft_loss_is_the_models_own(tiny, tmp_path):
+    """Mean over the completion tokens of the batch, computed with `completion_log_probs` instead of TRL."""
+    rows = [{"prompt": p, "completion": c} for p, c in threads(4, seed=2)]
+    history = sft.train_sft(tiny, rows, tmp_path / "sft", FEW)
+    model, tokenizer = load_policy(tiny), load_tokenizer(tiny)
+    tokens = torch.cat(completion_log_probs(model, tokenizer, [r["prompt"] for r in rows], [r["completion"] for r in rows]))
+    assert history.rows[0]["loss"] == pytest.approx(-tokens.mean().item(), abs=2e-3)
+    assert [row["step"] for row in history.rows] == [1, 2]
+    load_policy(tmp_path / "sft"), load_tokenizer(tmp_path / "sft")
+
+
+def test_sft_learns(tiny, tmp_path):
+    rows = [{"prompt": p, "completion": "Rest."} for p, _ in threads(32, seed=3)]
+    sft.train_sft(tiny, rows, tmp_path / "sft", Training(learning_rate=1e-2, batch_size=8, epochs=5))
+    answers = sample(load_policy(tmp_path / "sft"), load_tokenizer(tmp_path / "sft"), [r["prompt"] for r in rows], temperature=0)
+    assert Counter(answers.texts).most_common(1)[0][0] == "Rest."
+
+
+# --- reward model -------------------------------------------------------------------------------------------------------------
+
+@settings(max_examples=20, deadline=None)
+@given(shift=st.floats(-50, 50), values=st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=1, max_size=8))
+def test_bradley_terry_does_not_see_a_shift(shift, values):
+    """Only differences count; so the reward has no zero of its own, and training needs `center_rewards_coefficient` to give it one."""
+    chosen, rejected = torch.tensor(values, dtype=torch.float64).T
+    loss = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+    moved = -torch.nn.functional.logsigmoid((chosen + shift) - (rejected + shift)).mean()
+    by_hand = np.mean([math.log(math.exp(a) + math.exp(b)) - a for a, b in values])
+    assert loss.item() == pytest.approx(by_hand, abs=1e-9) == pytest.approx(moved.item(), abs=1e-9)
+
+
+def test_the_reward_model_reads_up_to_the_mark_of_the_next_turn(tiny, friendly):
+    """In training, in TRL's online trainers (they take the folder's tokenizer) and in `rewards`: one form."""
+    tokenizer, folder = load_tokenizer(tiny), friendly[0]
+    conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
+    plain = tokenizer.apply_chat_template(conversation, tokenize=False)
+    read = tokenizer.apply_chat_template(conversation, tokenize=False, chat_template=rewards.reading_template(tokenizer.chat_template))
+    assert read == plain + "<|user|>" == load_tokenizer(folder).apply_chat_template(conversation, tokenize=False)
+    assert load_reward_model(folder).chat_template == rewards.reading_template(tokenizer.chat_template)
+    assert rewards.reading_template("{{ messages }}") == "{{ messages }}"
+    prompt = tokenizer.apply_chat_template(conversation[:1], tokenize=False, add_generation_prompt=True)
+    assert load_tokenizer(folder).apply_chat_template(conversation[:1], tokenize=False, add_generation_prompt=True) == prompt
+
+
+def test_the_first_reward_loss_is_bradley_terry_with_centring(tiny, tmp_path):
+    """TRL's loss at step 1, from scores by the other code path, and the same start for the same seed."""
+    rows = preferences(4)
+    history = rewards.train_reward_model(tiny, rows, tmp_path / "a", FEW, seed=7)
+    again = rewards.train_reward_model(tiny, rows, tmp_path / "b", FEW, seed=7)
+    assert [row["loss"] for row in history.rows] == [row["loss"] for row in again.rows]
+    training.transformers.set_seed(7)
+    model, tokenizer = load_reward_model(tiny), load_tokenizer(tiny)
+    model.chat_template = rewards.reading_template(model.chat_template)
+    prompts = [row["prompt"] for row in rows]
+    good, bad = (np.array(rewards.rewards(model, tokenizer, prompts, [row[side] for row in rows])) for side in ("chosen", "rejected"))
+    expected = np.mean(np.log1p(np.exp(bad - good))) + 0.01 * np.mean((good + bad) ** 2)
+    assert history.rows[0]["loss"] == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.fixture(scope="module")
+def friendly(tiny, tmp_path_factory):
+    """A reward model that has learned to like "friend", and its log."""
+    folder = tmp_path_factory.mktemp("rewards") / "reward_model"
+    history = rewards.train_reward_model(tiny, preferences(64), folder, Training(learning_rate=1e-2, batch_size=8, epochs=2))
+    return folder, history
+
+
+def test_the_reward_model_learns_a_trivial_preference(friendly):
+    folder, history = friendly
+    differences = rewards.score_differences(load_reward_model(folder), load_tokenizer(folder), preferences(20, seed=9))
+    assert rewards.accuracy(differences)["estimate"] == 1.0
+    assert history.rows[-1]["loss"] < 0.3 < history.rows[0]["loss"]
+
+
+def test_swapped_pairs_have_the_opposite_difference(friendly):
+    folder, rows = friendly[0], preferences(6, seed=5)
+    model, tokenizer = load_reward_model(folder), load_tokenizer(folder)
+    swapped = [dict(row, chosen=row["rejected"], rejected=row["chosen"]) for row in rows]
+    np.testing.assert_allclose(rewards.score_differences(model, tokenizer, rows),
+                               -rewards.score_differences(model, tokenizer, swapped), atol=1e-4)
+
+
+def test_a_tie_is_no_hit():
+    assert rewards.accuracy([1.0, 0.0, -1.0, 2.0])["estimate"] == 0.5
+
+
+@given(seed=st.integers(0, 1000), number=st.integers(0, 40))
+def test_shuffled_keeps_the_pairs(seed, number):
+    rows = [{"prompt": f"p{k}", "chosen": f"a{k}", "rejected": f"b{k}", "annotator": "me"} for k in range(number)]
+    mixed = rewards.shuffled(rows, seed)
+    assert mixed == rewards.shuffled(rows, seed)
+    for row, other in zip(rows, mixed, strict=True):
+        assert other.keys() == row.keys() and other["prompt"] == row["prompt"]
+        assert {other["chosen"], other["rejected"]} == {row["chosen"], row["rejected"]}
+    assert rows == [{"prompt": f"p{k}", "chosen": f"a{k}", "rejected": f"b{k}", "annotator": "me"} for k in range(number)]
+
+
+def test_shuffled_swaps_half():
+    rows = [{"prompt": "", "chosen": "a", "rejected": "b"}] * 2000
+    assert 0.45 < np.mean([row["chosen"] == "a" for row in rewards.shuffled(rows)]) < 0.55
+
+
+# --- reinforcement learning ---------------------------------------------------------------------------------------------------
+
+distributions = st.lists(st.floats(-8, 8), min_size=5, max_size=5)
+
+
+@given(distributions, distributions)
+def test_kl_is_never_negative_and_nothing_between_equals(p, q):
+    p, q = (torch.log_softmax(torch.tensor(logits, dtype=torch.float64), 0) for logits in (p, q))
+    kl = (p.exp() * (p - q)).sum().item()
+    assert kl >= -1e-12
+    assert (p.exp() * (p - p)).sum().item() == 0.0
+    by_library = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (p, q)))
+    assert kl == pytest.approx(by_library.item(), abs=1e-9)
+
+
+@given(distributions, distributions)
+def test_both_estimates_of_the_kl_have_it_as_their_mean(p, q):
+    """RLOO logs k1 = log p/q, which can be negative; GRPO logs k3 = q/p - 1 + log p/q, which cannot (Schulman, 2020)."""
+    p, q = (torch.log_softmax(torch.tensor(logits, dtype=torch.float64), 0) for logits in (p, q))
+    k1, k3 = p - q, (q - p).exp() - 1 - (q - p)
+    assert (k3 >= -1e-9).all()
+    assert (p.exp() * k1).sum().item() == pytest.approx((p.exp() * k3).sum().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_policy_optimisation_starts_at_the_reference(method, tiny, friendly, tmp_path, monkeypatch):
+    """Two real steps: the first KL is 0, each group's advantages have mean 0 and are those of the paper, the rubric is only watched."""
+    kind, config, outputs, made = *rl.METHODS[method], [], []
+
+    class Watched(kind):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            made.append(self)
+
+        def _generate_and_score_completions(self, inputs):
+            outputs.append(super()._generate_and_score_completions(inputs))
+            return outputs[-1]
+
+        def _calculate_rewards(self, *args):
+            self.per_function = super()._calculate_rewards(*args)
+            scored.append(self.per_function.clone())
+            return self.per_function
+
+    scored = []
+    monkeypatch.setitem(rl.METHODS, method, (Watched, config))
+    plan = ReinforcementLearning(steps=2, batch_size=16, generations=4, learning_rate=1e-3, beta=0.05)
+    prompts = sorted({prompt for prompt, _ in threads(40)})
+    history = rl.train_policy(method, tiny, friendly[0], prompts, tmp_path / method, plan, max_new_tokens=24)
+
+    assert abs(history.rows[0]["kl"]) < 1e-4
+    assert [row["step"] for row in history.rows] == [1, 2]
+    assert {"reward", "kl", "entropy", "completions/mean_length", "rewards/rubric/mean"} <= history.rows[0].keys()
+    groups = outputs[0]["advantages"].view(-1, 4)
+    assert groups.abs().max() > 0.01
+    torch.testing.assert_close(groups.mean(1), torch.zeros(4), atol=1e-4, rtol=0)
+    reward = scored[0][:, 0].view(-1, 4)  # the rubric in the second column has weight 0
+    if method == "grpo":
+        expected = (reward - reward.mean(1, keepdim=True)) / (reward.std(1, keepdim=True) + 1e-4)
+    else:
+        expected = torch.stack([reward[:, k] - reward[:, [j for j in range(4) if j != k]].mean(1) for k in range(4)], 1)
+    torch.testing.assert_close(groups, expected, atol=1e-3, rtol=1e-3)
+    texts = load_tokenizer(tiny).batch_decode(outputs[0]["completion_ids"], skip_special_tokens=True)
+    asked = load_tokenizer(tiny).batch_decode(outputs[0]["prompt_ids"], skip_special_tokens=True)
+    ours = rewards.rewards(load_reward_model(friendly[0]), load_tokenizer(tiny), asked, texts)
+    np.testing.assert_allclose(ours, reward.flatten(), atol=1e-3)
+    load_policy(tmp_path / method)
+
+
+def test_an_unknown_method_is_refused_with_the_list(tiny, tmp_path):
+    plan = ReinforcementLearning(steps=1, batch_size=4, generations=2, learning_rate=1e-3, beta=0.05)
+    with pytest.raises(KeyError, match="'reinforce'; choose one of: rloo, grpo"):
+        rl.train_policy("reinforce", tiny, tiny, ["Hello"], tmp_path, plan)
+
+
+def test_the_best_of_n_is_the_best_of_them(tiny, friendly):
+    policy, judge_model, tokenizer = load_policy(tiny), load_reward_model(friendly[0]), load_tokenizer(tiny)
+    prompts = [prompt for prompt, _ in threads(5, seed=6)]
+    best = rl.best_of_n(policy, judge_model, tokenizer, prompts, 4, seed=1, max_new_tokens=20)
+    drawn = sample(policy, tokenizer, prompts * 4, seed=1, max_new_tokens=20).texts
+    for k, prompt in enumerate(prompts):
+        own = drawn[k::5]
+        scores = rewards.rewards(judge_model, tokenizer, [prompt] * 4, own)
+        assert best[k] in own
+        assert scores[own.index(best[k])] == pytest.approx(max(scores), abs=1e-5)
+
+
+# --- direct preference optimisation -------------------------------------------------------------------------------------------
+
+def test_the_first_dpo_loss_is_ln_2_and_then_it_falls(tiny, tmp_path):
+    plan = Training(learning_rate=3e-3, batch_size=8, epochs=3)
+    history = dpo.train_dpo(tiny, preferences(24), tmp_path / "dpo", plan, beta=0.1)
+    assert history.rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert history.rows[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert history.rows[-1]["loss"] < 0.5 and history.rows[-1]["rewards/accuracies"] == 1.0
+    load_policy(tmp_path / "dpo")
+
+
+def test_the_dpo_reward_is_beta_times_the_log_ratio(tiny, tmp_path, monkeypatch):
+    """TRL's implicit reward of the last step, against log-probabilities from the saved model before and after that step."""
+    rows, plan = preferences(4), Training(learning_rate=1e-3, batch_size=4, steps=3)
+    before = dpo.train_dpo(tiny, rows, tmp_path / "two", Training(1e-3, 4, steps=2), beta=0.2)
+    assert len(before.rows) == 2
+    states = []
+    made = caught(monkeypatch, dpo, "DPOTrainer")
+
+    class Keep(training.TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    whole = dpo.run_trainer
+    monkeypatch.setattr(dpo, "run_trainer", lambda trainer, *rest: (trainer.add_callback(Keep()), whole(trainer, *rest))[1])
+    history = dpo.train_dpo(tiny, rows, tmp_path / "three", plan, beta=0.2)
+    assert made
+    policy, reference, tokenizer = load_policy(tiny), load_policy(tiny), load_tokenizer(tiny)
+    policy.load_state_dict(states[2])
+    prompts = [row["prompt"] for row in rows]
+
+    def implicit(side):
+        own, other = (completion_log_probs(model, tokenizer, prompts, [row[side] for row in rows]) for model in (policy, reference))
+        return 0.2 * np.array([(a - b).sum().item() for a, b in zip(own, other)])
+
+    chosen, rejected = implicit("chosen"), implicit("rejected")
+    assert history.rows[2]["rewards/margins"] == pytest.approx((chosen - rejected).mean(), abs=2e-3)
+    assert history.rows[2]["rewards/chosen"] == pytest.approx(chosen.mean(), abs=2e-3)
+    assert history.rows[2]["loss"] == pytest.approx(np.log1p(np.exp(rejected - chosen)).mean(), abs=2e-3)
+
+
+def test_dpo_with_another_reference_is_refused(tiny, tmp_path, monkeypatch):
+    """What TRL does to a model that was changed in memory: the reference is the folder's model, the policy is not."""
+    def changed_in_memory(model, **settings):
+        policy = load_policy(model)
+        policy.lm_head.weight.data += 0.3 * torch.randn(policy.lm_head.weight.shape, generator=torch.Generator().manual_seed(0))
+        return trl.DPOTrainer(model=policy, **settings)
+
+    monkeypatch.setattr(dpo, "DPOTrainer", changed_in_memory)
+    with pytest.raises(RuntimeError, match="not ln 2 = 0.6931: policy and reference differ; pass the folder"):
+        dpo.train_dpo(tiny, preferences(4), tmp_path / "dpo", FEW, beta=0.5)
+
+
+# --- the order of the rows, and curves ----------------------------------------------------------------------------------------
+
+texts = st.lists(st.integers(0, 200).map("x".__mul__), min_size=1, max_size=60)
+
+
+@given(texts, st.integers(1, 9), st.integers(0, 5))
+def test_length_grouped_loses_no_row_and_groups_like_with_like(lengths, batch_size, seed):
+    rows = [{"prompt": text, "completion": "", "number": k} for k, text in enumerate(lengths)]
+    ordered = training.length_grouped(rows, ("prompt", "completion"), batch_size, seed)
+    assert sorted(row["number"] for row in ordered) == list(range(len(rows)))
+    assert ordered == training.length_grouped(rows, ("prompt", "completion"), batch_size, seed)
+    lengths = [len(row["prompt"]) for row in ordered]
+    batches = [lengths[k:k + batch_size] for k in range(0, len(lengths), batch_size)]
+    spans = sorted((min(batch), max(batch)) for batch in batches)
+    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:])), "two batches share a range of lengths"
+
+
+def test_training_on_nothing_is_refused(tiny, tmp_path):
+    for train, rest in ((sft.train_sft, ()), (rewards.train_reward_model, ()), (dpo.train_dpo, (0.1,))):
+        with pytest.raises(ValueError, match="no rows to train on"):
+            train(tiny, [], tmp_path, FEW, *rest)
+
+
+def test_length_grouped_pads_less_and_differs_by_seed():
+    dice = np.random.default_rng(0)
+    rows = [{"prompt": "x" * int(dice.integers(5, 200))} for _ in range(203)]
+
+    def padding(rows):
+        lengths = [len(row["prompt"]) for row in rows]
+        return sum(max(lengths[k:k + 16]) * len(lengths[k:k + 16]) for k in range(0, len(lengths), 16)) - sum(lengths)
+
+    grouped = training.length_grouped(rows, ("prompt",), 16, 0)
+    assert padding(grouped) < 0.15 * padding(rows)
+    assert grouped != training.length_grouped(rows, ("prompt",), 16, 1)
+    assert [len(row["prompt"]) for row in grouped] != sorted(len(row["prompt"]) for row in rows)
+
+
+@given(st.lists(st.floats(-100, 100), max_size=30), st.integers(1, 8))
+def test_smooth_is_a_running_mean(values, window):
+    smoothed = training.smooth(values, window)
+    assert len(smoothed) == len(values)
+    for k, value in enumerate(smoothed):
+        assert value == pytest.approx(np.mean(values[max(0, k + 1 - window):k + 1]), abs=1e-9)
+
+
+def test_a_history_gives_columns():
+    history = training.History("test")
+    history.rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": "1.5", "kl": 0.1}]
+    assert history.column("loss") == ([1, 2], [2.0, 1.5])
+    assert history.column("kl") == ([2], [0.1])
+    assert history.column("nothing") == ([], [])
