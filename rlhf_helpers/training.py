@@ -5,6 +5,7 @@ not do; models are handed over as folders, because TRL patches a model in memory
 """
 
 import logging
+import math
 import random
 import warnings
 from pathlib import Path
@@ -19,6 +20,7 @@ from .profiles import Training
 
 GPU = torch.cuda.is_available()
 BF16 = GPU and torch.cuda.get_device_capability()[0] >= 8
+ROWS_AT_ONCE = 8  # a step's rows go through the model in parts, their gradients added up: the same step in half the memory
 
 
 def quiet() -> None:
@@ -39,8 +41,10 @@ def trainer_settings(folder: str | Path, seed: int, training: Training | None = 
         save_strategy="no", dataloader_pin_memory=GPU, logging_steps=1, disable_tqdm=True, lr_scheduler_type="linear",
         warmup_steps=5, max_grad_norm=1.0)
     if training is not None:
+        parts = math.ceil(training.batch_size / ROWS_AT_ONCE)
         settings |= dict(train_sampling_strategy="sequential", learning_rate=training.learning_rate,
-                         per_device_train_batch_size=training.batch_size, num_train_epochs=training.epochs, max_steps=training.steps)
+                         per_device_train_batch_size=math.ceil(training.batch_size / parts), gradient_accumulation_steps=parts,
+                         num_train_epochs=training.epochs, max_steps=training.steps)
     return settings | more
 
 

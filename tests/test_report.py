@@ -30,8 +30,10 @@ def a_model(folder):
 
 
 @pytest.fixture(autouse=True)
-def no_weights(monkeypatch):
-    """The two figures that need weights are made up."""
+def no_weights(request, monkeypatch):
+    """The two figures that need weights are made up, but for tests with `weights` in their name."""
+    if "weights" in request.node.name:
+        return
     monkeypatch.setattr(assessment, "kl_from", lambda run, name: FIGURE)
     monkeypatch.setattr(report, "_fixed_answers", lambda run, name: [HOSTILE, "", "Hi.", "1. Try\n2. Try", "It's «good»."])
 
@@ -105,6 +107,19 @@ def test_what_is_written_is_read_again(run, built, tmp_path):
     path = report.write_report(run, built)
     assert path == run.folder / "report.html" and path.read_text(encoding="utf-8") == page(built)
     assert report.read_report(run.folder / "report.json") == json.loads(json.dumps(built))
+
+
+def test_with_weights_a_copy_of_sft_is_at_no_distance_and_ties_with_it(tmp_path):
+    """The base model stands for SFT and GRPO: the same answers, so no KL, a win rate of one half and the same fixed answers."""
+    profile = replace(get_profile("quick"), evaluation_prompts=6, bias_pairs=2, max_new_tokens=24)
+    run = Run(tmp_path, profile, 0)
+    for name in ("sft", "grpo"):
+        shutil.copytree(profile.base_model, run.path(name))
+    built = report.build_report(run)
+    assert built["kl_from_sft"]["grpo"] == pytest.approx({"estimate": 0, "low": 0, "high": 0, "n": 10}, abs=1e-4)
+    assert built["win_rate_vs_sft"]["grpo"]["estimate"] == 0.5
+    assert built["answers"]["grpo"] == built["answers"]["base"] and all(built["answers"]["grpo"])
+    assert built["missing"] == ["best_of_n", "rloo", "ppo", "dpo"]
 
 
 # --- figures of assessment.py that only the report uses -----------------------------------------------------------------
