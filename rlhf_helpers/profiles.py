@@ -35,17 +35,17 @@ class Profile:
     base_model: str
     instructions: int = 2000  # rows the teacher writes before filters
     sft: Training = Training(learning_rate=5e-4, batch_size=32)
-    comparison_prompts: int = 1000
+    comparison_prompts: int = 700
     responses: int = 3  # sampled for each prompt; every two of them make a pair
-    reward_model: Training = Training(learning_rate=4e-4, batch_size=32)
-    rloo: ReinforcementLearning = ReinforcementLearning(steps=40, batch_size=64, generations=4, learning_rate=3e-4, beta=0.05)
-    grpo: ReinforcementLearning = ReinforcementLearning(steps=40, batch_size=64, generations=8, learning_rate=3e-4, beta=0.05)
-    dpo: Training = Training(learning_rate=1e-4, batch_size=32)
-    dpo_beta: float = 0.1
+    reward_model: Training = Training(learning_rate=6e-4, batch_size=32)
+    rloo: ReinforcementLearning = ReinforcementLearning(steps=20, batch_size=48, generations=4, learning_rate=1e-3, beta=0.03)
+    grpo: ReinforcementLearning = ReinforcementLearning(steps=24, batch_size=48, generations=8, learning_rate=1e-3, beta=0.02)
+    dpo: Training = Training(learning_rate=4e-4, batch_size=32)
+    dpo_beta: float = 0.05
     best_of: int = 8
     evaluation_prompts: int = 300
     bias_pairs: int = 320
-    max_new_tokens: int = 112
+    max_new_tokens: int = 96
     final: str = "grpo"  # the policy that the final bars are about: named before any result is seen
     bars: bool = True
     brief: bool = False  # made smaller by `stages.brief`

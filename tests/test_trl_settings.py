@@ -119,7 +119,8 @@ def test_every_profile_makes_valid_configs(profile, shrink, configs, tiny, tmp_p
                     rl.train_policy(name, tiny, tiny, ["Hello"], tmp_path, plan, max_new_tokens=profile.max_new_tokens)
         config = configs[-1]
         assert isinstance(config, TrainingArguments)
-        assert config.learning_rate == plan.learning_rate and config.per_device_train_batch_size == plan.batch_size
+        assert config.learning_rate == plan.learning_rate
+        assert config.per_device_train_batch_size * config.gradient_accumulation_steps == plan.batch_size
         if isinstance(plan, ReinforcementLearning):
             assert plan.batch_size % plan.generations == 0 and plan.generations >= 2
             assert config.generation_batch_size == plan.batch_size and config.num_generations == plan.generations
