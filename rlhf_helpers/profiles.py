@@ -40,7 +40,7 @@ class Profile:
     reward_model: Training = Training(learning_rate=6e-4, batch_size=32)
     rloo: ReinforcementLearning = ReinforcementLearning(steps=20, batch_size=48, generations=4, learning_rate=1e-3, beta=0.03)
     grpo: ReinforcementLearning = ReinforcementLearning(steps=24, batch_size=48, generations=8, learning_rate=1e-3, beta=0.02)
-    dpo: Training = Training(learning_rate=4e-4, batch_size=32)
+    dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=45)
     dpo_beta: float = 0.05
     best_of: int = 8
     evaluation_prompts: int = 300
