@@ -35,8 +35,8 @@ BASE_MODEL = Path(__file__).resolve().parents[1] / "data" / "base_model"
 SHAPE = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=6)
 VOCABULARY = 3072
 CONTEXT = 256
-STEPS, PEAK = 1800, 1e-2  # first: large batches, a high learning rate
-POLISH_STEPS, POLISH_PEAK, POLISH_TOKENS, POLISH_SHARD = 2000, 3e-3, 1536, 300  # then: many small batches of unseen shards
+STEPS = 1800
+PEAK = 1e-2  # learning rate
 SPECIAL = ["<|pad|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>"]
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
@@ -120,14 +120,13 @@ def new_model(tokenizer, seed: int) -> LlamaForCausalLM:
         bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
 
-def batches(tokenizer, seed: int, shard: int, batch_tokens: int | None = None) -> list[torch.Tensor]:
-    """The shard's documents as padded batches of about `batch_tokens` tokens: each (documents, tokens), long."""
-    batch_tokens = batch_tokens or BATCH_TOKENS
+def batches(tokenizer, seed: int, shard: int) -> list[torch.Tensor]:
+    """The shard's documents as padded batches of about `BATCH_TOKENS` tokens: each (documents, tokens), long."""
     chats = [thread.messages for thread in corpus(seed, shard)]
     documents = sorted(tokenizer(tokenizer.apply_chat_template(chats, tokenize=False), add_special_tokens=False)["input_ids"], key=len)
     groups, group = [], []
     for ids in documents:
-        if group and len(ids) * (len(group) + 1) > batch_tokens:
+        if group and len(ids) * (len(group) + 1) > BATCH_TOKENS:
             groups.append(group)
             group = []
         group.append(ids[:CONTEXT])
@@ -136,9 +135,9 @@ def batches(tokenizer, seed: int, shard: int, batch_tokens: int | None = None) -
     return [tokenizer.pad({"input_ids": g}, padding_side="right", return_tensors="pt")["input_ids"] for g in groups]
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, plateau: float = 0.6) -> float:
-    """Linear warm-up, a plateau until that share of the steps, and a linear fall to zero."""
-    return peak * min(1.0, (step + 1) / warmup, (steps - step) / ((1 - plateau) * steps))
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
+    """Linear warm-up, a plateau, and a linear fall to zero over the last four tenths."""
+    return peak * min(1.0, (step + 1) / warmup, (steps - step) / (0.4 * steps))
 
 
 def loss_of(model, ids: torch.Tensor) -> torch.Tensor:
@@ -155,55 +154,47 @@ def optimisers(model, peak: float) -> list[torch.optim.Optimizer]:
             torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def train(work: Path, steps: int, seed: int, peak: float, *, begin: Path | None = None, batch_tokens: int | None = None,
-          first_shard: int = 0, **schedule):
+def train(work: Path, steps: int, seed: int, peak: float):
     """Train for `steps` batches, saving every 100 so that a stopped run goes on. Writes `log.jsonl` in `work`.
 
-    A new run begins with random weights, or with the weights and optimiser state of the checkpoint `begin`. `schedule` goes to
-    `learning_rate`. Returns model, tokenizer, and a dict with steps, tokens (padding included) and minutes.
+    Returns model, tokenizer, and a dict with steps, tokens (padding included) and minutes.
     """
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(seed)
     model = new_model(tokenizer, seed)
     optims = optimisers(model, peak)
-    at = {"step": 0, "shard": first_shard, "position": 0, "seconds": 0.0}
+    step, shard, position, seconds = 0, 0, 0, 0.0
     checkpoint = work / "checkpoint.pt"
     if checkpoint.exists():
-        at |= _restore(checkpoint, model, optims)
-    elif begin:
-        _restore(begin, model, optims)
-    queue = batches(tokenizer, seed, at["shard"], batch_tokens)
-    while at["step"] < steps:
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optim, saved in zip(optims, state["optims"]):
+            optim.load_state_dict(saved)
+        step, shard, position, seconds = state["step"], state["shard"], state["position"], state["seconds"]
+    queue = batches(tokenizer, seed, shard)
+    while step < steps:
         started = time.time()
-        if at["position"] == len(queue):
-            at |= {"shard": at["shard"] + 1, "position": 0}
-            queue = batches(tokenizer, seed, at["shard"], batch_tokens)
+        if position == len(queue):
+            shard, position = shard + 1, 0
+            queue = batches(tokenizer, seed, shard)
         for optim in optims:
-            optim.param_groups[0]["lr"] = learning_rate(at["step"], steps, peak, **schedule)
+            optim.param_groups[0]["lr"] = learning_rate(step, steps, peak)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = loss_of(model, queue[at["position"]])
+            loss = loss_of(model, queue[position])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()
             optim.zero_grad()
-        at |= {"step": at["step"] + 1, "position": at["position"] + 1, "seconds": at["seconds"] + time.time() - started}
-        if at["step"] % 20 == 0:
+        step, position, seconds = step + 1, position + 1, seconds + time.time() - started
+        if step % 20 == 0:
             with open(work / "log.jsonl", "a") as log:
-                log.write(json.dumps({"step": at["step"], "loss": round(loss.item(), 4), "seconds": round(at["seconds"])}) + "\n")
-        if at["step"] % 100 == 0 or at["step"] == steps:
-            torch.save({"model": model.state_dict(), "optims": [o.state_dict() for o in optims], **at}, checkpoint.with_suffix(".new"))
+                log.write(json.dumps({"step": step, "loss": round(loss.item(), 4), "seconds": round(seconds)}) + "\n")
+        if step % 100 == 0 or step == steps:
+            torch.save({"model": model.state_dict(), "optims": [o.state_dict() for o in optims], "step": step, "shard": shard,
+                        "position": position, "seconds": seconds}, checkpoint.with_suffix(".new"))
             os.replace(checkpoint.with_suffix(".new"), checkpoint)
-    return model, tokenizer, {"steps": steps, "tokens": steps * (batch_tokens or BATCH_TOKENS), "minutes": at["seconds"] / 60}
-
-
-def _restore(checkpoint: Path, model, optims) -> dict:
-    """Load weights and optimiser states; returns where the run was: step, shard, position, seconds."""
-    state = torch.load(checkpoint, weights_only=True)
-    model.load_state_dict(state["model"])
-    for optim, saved in zip(optims, state["optims"]):
-        optim.load_state_dict(saved)
-    return {name: state[name] for name in ("step", "shard", "position", "seconds")}
+    return model, tokenizer, {"steps": steps, "tokens": steps * BATCH_TOKENS, "minutes": seconds / 60}
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------------------
@@ -275,8 +266,8 @@ which strangers answer questions well and badly, and says what the askers then s
   good and bad answers before anybody trains a reward model on it. No evaluation prompt is in the corpus.
 * **Rebuild**: `python -m rlhf_helpers.base_model` (seed {seed}; {steps} steps, {tokens:,} tokens, {minutes:.0f} minutes on two cores;
   a stopped run goes on). Muon for the matrices of the layers and AdamW for the rest; bfloat16 autocast, so another processor
-  gives slightly other weights. These weights were made in several sittings while the recipe was being settled (the judge that
-  words the reactions and the learning rate of steps 840 to 1,000 changed on the way), so a rebuild gives a like model, not the same.
+  gives slightly other weights. These weights were made in two sittings while the recipe was being settled (the judge that words
+  the reactions, and the learning rate of steps 840 to 1,000, changed on the way), so a rebuild gives a like model, not the same.
 * **Use**: for learning RLHF. It knows {topics} topics and nothing else, and gives bad advice at the rates below on purpose.
 
 ## How it compares with its corpus
@@ -302,14 +293,11 @@ upper bound on the entropy of the replies, and a model can lie slightly below it
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build data/base_model; a stopped run goes on where it was.")
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=BASE_MODEL.parents[1] / "runs" / "base_model", help="checkpoints and log")
     args = parser.parse_args()
-    *_, first = train(args.work, STEPS, args.seed, PEAK)
-    model, tokenizer, polish = train(
-        args.work / "polish", POLISH_STEPS, args.seed, POLISH_PEAK, begin=args.work / "checkpoint.pt", batch_tokens=POLISH_TOKENS,
-        first_shard=POLISH_SHARD, warmup=1, plateau=0.0)
-    training = {name: first[name] + polish[name] for name in first}
+    model, tokenizer, training = train(args.work, args.steps, args.seed, PEAK)
     aside = args.work / "finished"
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
