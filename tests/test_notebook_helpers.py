@@ -142,3 +142,10 @@ def test_estimates_are_drawn_with_their_intervals():
     spans = [collection.get_segments()[0][:, 0].tolist() for collection in axis.collections]
     assert spans == [pytest.approx([0.4, 0.7]), pytest.approx([0.85, 0.92])]
     matplotlib.pyplot.close(figure)
+
+
+def test_a_known_miss_is_said_and_does_not_raise(capsys):
+    notebook.check("win rate", 0.6, at_least=0.8, known_miss=True)
+    notebook.check("win rate", 0.9, at_least=0.8, known_miss=True)
+    assert capsys.readouterr().out.splitlines() == ["missed, as the README says: win rate should be at least 0.8",
+                                                    "ok: win rate is at least 0.8"]
