@@ -142,7 +142,7 @@ def _choose(logits: torch.Tensor, temperature: float, generator) -> torch.Tensor
 
 
 @torch.inference_mode()
-def completion_log_probs(model, tokenizer, prompts: list[str], completions: list[str], batch_size: int = 64) -> list[torch.Tensor]:
+def completion_log_probs(model, tokenizer, prompts: list[str], completions: list[str], batch_size: int = 24) -> list[torch.Tensor]:
     """log p of each token of each completion, its end token included, given prompt and earlier tokens. One (tokens,) tensor a row."""
     rows = [(_prompt_ids(tokenizer, p), tokenizer(c, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
             for p, c in zip(prompts, completions, strict=True)]
