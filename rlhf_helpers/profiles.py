@@ -38,11 +38,11 @@ class Profile:
     comparison_prompts: int = 700
     responses: int = 3  # sampled for each prompt; every two of them make a pair
     reward_model: Training = Training(learning_rate=6e-4, batch_size=32)
-    rloo: ReinforcementLearning = ReinforcementLearning(steps=20, batch_size=48, generations=4, learning_rate=1e-3, beta=0.03)
-    grpo: ReinforcementLearning = ReinforcementLearning(steps=24, batch_size=48, generations=8, learning_rate=1e-3, beta=0.02)
+    rloo: ReinforcementLearning = ReinforcementLearning(steps=14, batch_size=32, generations=4, learning_rate=1e-3, beta=0.03)
+    grpo: ReinforcementLearning = ReinforcementLearning(steps=18, batch_size=32, generations=8, learning_rate=1e-3, beta=0.02)
     dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=45)
     dpo_beta: float = 0.05
-    best_of: int = 8
+    best_of: int = 4
     evaluation_prompts: int = 300
     bias_pairs: int = 320
     max_new_tokens: int = 96
