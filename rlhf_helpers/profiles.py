@@ -55,6 +55,7 @@ PRACTICE = Profile(name="practice", base_model=str(DATA / "base_model"))
 PROFILES = {p.name: p for p in (
     PRACTICE,
     replace(PRACTICE, name="quick", instructions=160, comparison_prompts=40, evaluation_prompts=24, bias_pairs=16, best_of=2,
+            dpo=replace(PRACTICE.dpo, steps=4, batch_size=8),
             rloo=replace(PRACTICE.rloo, steps=3, batch_size=16), grpo=replace(PRACTICE.grpo, steps=3, batch_size=16), bars=False),
 )}
 
