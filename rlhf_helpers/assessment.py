@@ -11,7 +11,7 @@ from .models import completion_log_probs, load_policy, load_tokenizer, sample
 from .runs import ARTIFACTS, Run
 from .statistics import difference_of_pairs, mean, share, win_rate
 from .world.catalogue import catalogue
-from .world.grammar import INSTRUCTIONS, Request, write_prompt
+from .world.grammar import FAULTS, INSTRUCTIONS, Request, write_prompt
 from .world.judge import POINTS, Verdict, judge
 from .world.splits import NOVELTIES, bias_pairs, evaluation_requests, novelties
 
@@ -87,7 +87,7 @@ def summary(run: Run, name: str) -> dict:
         "distinct_2": distinct_n(texts, 2),
         "words": mean([v.words for v in main]),
         "criteria": {c: mean([v.criteria[c] for v in main]) for c in POINTS},
-        "faults": {f: share([f in v.faults for v in main]) for f in sorted({f for v in verdicts for f in v.faults})},
+        "faults": {f: share([f in v.faults for v in main]) for f in (*FAULTS, "too_long")},
     }
     if pairs:
         figures["bias_gap"] = bias_gap(pairs)

@@ -143,7 +143,8 @@ def markdown(reports: list[dict]) -> str:
     models, seeds = list(combined["rubric"]), ", ".join(map(str, combined["seeds"]))
     rows = bars(combined) + time_bars([report["notebooks"] for report in reports])
     return "\n".join([
-        f"Profile {combined['profile']}, seeds {seeds}: mean over the seeds (95 % interval between the seeds).", "",
+        f"Profile {combined['profile']}, {f'seeds {seeds}: means over the seeds' if len(reports) > 1 else f'seed {seeds}'} "
+        f"(95 % intervals {'between the seeds' if len(reports) > 1 else 'within this one run'}).", "",
         *_table(["what", "measured", "bar", "met"], [[r["what"], r["measured"], r["bar"], in_words(r["met"])] for r in rows]),
         "",
         *_table(["figure", *models], [[words, *(_cell(combined[figure].get(name)) for name in models)]

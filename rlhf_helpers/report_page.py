@@ -35,7 +35,7 @@ table { border-collapse: collapse; margin: .6rem 0 1.4rem; font-variant-numeric:
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; vertical-align: top; }
 th { background: var(--soft); }
-.said { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; min-width: 13rem; }
+.said { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; min-width: 9.5rem; }
 .unmet { color: var(--bad); font-weight: 600; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
 figure { margin: 0; } figcaption { font-weight: 600; }
@@ -86,15 +86,16 @@ def forest(title: str, figures: dict[str, dict]) -> str:
     """A dot with its interval for each name, as inline SVG; its label says the same in words."""
     low, high = min(0.0, *(f["low"] for f in figures.values())), max(0.0, *(f["high"] for f in figures.values()))
     height, place = 26 * len(figures) + 24, lambda value: 110 + 290 * (value - low) / ((high - low) or 1)
+    ends = {0.0, *(end for end in (low, high) if abs(end) > 0.1 * (high - low))}  # no two labels on one another
     drawn = [f"<line class='axis' x1='{place(v):.1f}' x2='{place(v):.1f}' y1='0' y2='{height - 20}'/>"
-             f"<text x='{place(v):.1f}' y='{height - 5}' text-anchor='middle'>{v:.2g}</text>" for v in sorted({low, 0, high})]
+             f"<text x='{place(v):.1f}' y='{height - 5}' text-anchor='middle'>{v:.2g}</text>" for v in sorted(ends)]
     for y, (name, f) in zip(range(15, height, 26), figures.items()):
         drawn += [f"<text x='0' y='{y + 4}'>{_text(name)}</text>",
                   f"<line x1='{place(f['low']):.1f}' x2='{place(f['high']):.1f}' y1='{y}' y2='{y}'/>",
                   f"<circle cx='{place(f['estimate']):.1f}' cy='{y}' r='5'/>",
                   f"<text x='415' y='{y + 4}'>{_words(f)}</text>"]
     label = _text(f"{title}: " + "; ".join(f"{name} {_words(f)}" for name, f in figures.items()))
-    return (f"<figure><figcaption>{_text(title)}</figcaption><svg viewBox='0 0 600 {height}' role='img' "
+    return (f"<figure><figcaption>{_text(title)}</figcaption><svg viewBox='0 0 640 {height}' role='img' "
             f"aria-label='{label}'>{''.join(drawn)}</svg></figure>")
 
 
@@ -102,7 +103,7 @@ def _answers(report: dict) -> list[str]:
     found = []
     for k, prompt in enumerate(report["prompts"]):
         texts = [texts[k] for texts in report["answers"].values()]
-        rows = [["answer", *texts], ["points of the rubric", *(f"{judge(prompt, text).score:.1f}" for text in texts)]]
+        rows = [["answer", *texts], ["points", *(f"{judge(prompt, text).score:.1f}" for text in texts)]]
         found.append(_table(prompt, ["model", *report["answers"]], rows, "<td class='said' dir='auto'>"))
     return found
 
