@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 
 from .formats import atomic_write_text
 from .models import completion_log_probs, load_policy, load_tokenizer, sample
-from .runs import ARTIFACTS, Run
+from .runs import ARTIFACTS, DamagedArtifact, Run
 from .statistics import difference_of_pairs, mean, share, win_rate
 from .world.catalogue import catalogue
 from .world.grammar import FAULTS, INSTRUCTIONS, Request, write_prompt
@@ -47,17 +47,27 @@ def present(run: Run) -> list[str]:
 
 def answers_of(run: Run, name: str, model_path=None) -> list[str]:
     """One answer of a model to each request of `evaluation_set`, sampled once and kept in the run."""
-    path = run.answers_path(name)
-    if path.exists():
-        texts = [json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").splitlines()]
-        if len(texts) in (len(evaluation_set(run)), run.profile.evaluation_prompts):
-            return texts
-    model_path = model_path or run.path(name)
     prompts = [write_prompt(r) for r in evaluation_set(run)]
+    texts = _kept_answers(run, name, prompts)
+    if texts:
+        return texts
+    if name == "best_of_n":
+        raise DamagedArtifact(f"answers/{name}.jsonl is missing or damaged: run notebook 06_reinforcement_learning again")
+    model_path = model_path or run.path(name)
     texts = sample(load_policy(model_path), load_tokenizer(model_path), prompts, seed=run.seed,
                    max_new_tokens=run.profile.max_new_tokens).texts
     keep_answers(run, name, texts)
     return texts
+
+
+def _kept_answers(run: Run, name: str, prompts: list[str]) -> list[str] | None:
+    """The kept answers, if they are whole and to these prompts (or the first of them, without the bias pairs)."""
+    try:
+        rows = [json.loads(line) for line in run.answers_path(name).read_text(encoding="utf-8").splitlines()]
+        asked, texts = [row["prompt"] for row in rows], [row["answer"] for row in rows]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return texts if asked in (prompts, prompts[: run.profile.evaluation_prompts]) else None
 
 
 def keep_answers(run: Run, name: str, texts: list[str]) -> None:

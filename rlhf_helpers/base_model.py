@@ -35,7 +35,7 @@ BASE_MODEL = Path(__file__).resolve().parents[1] / "data" / "base_model"
 SHAPE = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=6)
 VOCABULARY = 3072
 CONTEXT = 256
-STEPS = 1800
+STEPS = 3400
 PEAK = 1e-2  # learning rate
 SPECIAL = ["<|pad|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>"]
 TEMPLATE = (
@@ -44,9 +44,8 @@ TEMPLATE = (
     "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-KNOWLEDGE_FROM = 20  # the first shard with questions about single tips
-KNOWLEDGE = 0.3  # their share from there on
-REACTS = 0.8  # share of threads in which the asker reacts to the reply
+KNOWLEDGE = 0.4  # share of documents that are questions about single tips: they are short, and dense with what goes with what
+REACTS = 0.9  # share of threads in which the asker reacts to the reply
 SHARD = 4096  # documents that are drawn, sorted by length and cut into batches together
 BATCH_TOKENS = 6144
 
@@ -71,30 +70,26 @@ class Thread:
 
 
 def corpus(seed: int, shard: int) -> list[Thread]:
-    """One shard of the corpus.
-
-    From shard `KNOWLEDGE_FROM` on, three documents in ten are questions about single tips, and some reactions name the goal that
-    advice is for: first the model learns how people write, then what goes with what.
-    """
-    threads, later = [], shard >= KNOWLEDGE_FROM
+    """One shard of the corpus. A share of `KNOWLEDGE` of its documents are questions about single tips."""
+    threads = []
     for number, request in enumerate(islice(corpus_requests(f"{seed}/{shard}"), SHARD)):
         dice = Dice(f"thread {seed}/{shard}/{number}")
-        if later and dice.flip(KNOWLEDGE):
+        if dice.flip(KNOWLEDGE):
             threads.append(Thread(*knowledge(dice), None, None))
             continue
         before = dice.nats
         reply, _ = answer(dice, request)
         nats = dice.nats - before
-        threads.append(Thread(write_prompt(request), reply, _reaction(dice, request, reply, later), nats))
+        threads.append(Thread(write_prompt(request), reply, _reaction(dice, request, reply), nats))
     return threads
 
 
-def _reaction(dice: Dice, request, reply: str, named: bool) -> str | None:
+def _reaction(dice: Dice, request, reply: str) -> str | None:
     if not dice.flip(REACTS):
         return None
     verdict = judge(request, reply)
     strays = sorted({a.topic for a in verdict.advice if a.topic not in (None, request.topic)})
-    return react(dice, request, observations(verdict), strays, named)
+    return react(dice, request, observations(verdict), strays)
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -136,8 +131,8 @@ def batches(tokenizer, seed: int, shard: int) -> list[torch.Tensor]:
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
-    """Linear warm-up, a plateau, and a linear fall to zero over the last four tenths."""
-    return peak * min(1.0, (step + 1) / warmup, (steps - step) / (0.4 * steps))
+    """Linear warm-up, then a linear fall to zero."""
+    return peak * min((step + 1) / warmup, (steps - step) / steps)
 
 
 def loss_of(model, ids: torch.Tensor) -> torch.Tensor:
@@ -158,20 +153,27 @@ def train(work: Path, steps: int, seed: int, peak: float):
     """Train for `steps` batches, saving every 100 so that a stopped run goes on. Writes `log.jsonl` in `work`.
 
     Returns model, tokenizer, and a dict with steps, tokens (padding included) and minutes.
+
+    Raises:
+        ValueError: if `work` holds a checkpoint of another seed or number of steps.
     """
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(seed)
     model = new_model(tokenizer, seed)
     optims = optimisers(model, peak)
     step, shard, position, seconds = 0, 0, 0, 0.0
+    plan = {"steps": steps, "seed": seed, "peak": peak}
     checkpoint = work / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
+        if state["plan"] != plan:
+            raise ValueError(f"{checkpoint} was made with {state['plan']}, not {plan}: delete it, or give another folder (--work)")
         model.load_state_dict(state["model"])
         for optim, saved in zip(optims, state["optims"]):
             optim.load_state_dict(saved)
         step, shard, position, seconds = state["step"], state["shard"], state["position"], state["seconds"]
     queue = batches(tokenizer, seed, shard)
+    fast_loss = torch.compile(loss_of, dynamic=True) if shutil.which("g++") else loss_of  # a third faster, but it needs a compiler
     while step < steps:
         started = time.time()
         if position == len(queue):
@@ -180,7 +182,7 @@ def train(work: Path, steps: int, seed: int, peak: float):
         for optim in optims:
             optim.param_groups[0]["lr"] = learning_rate(step, steps, peak)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = loss_of(model, queue[position])
+            loss = fast_loss(model, queue[position])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
@@ -191,8 +193,8 @@ def train(work: Path, steps: int, seed: int, peak: float):
             with open(work / "log.jsonl", "a") as log:
                 log.write(json.dumps({"step": step, "loss": round(loss.item(), 4), "seconds": round(seconds)}) + "\n")
         if step % 100 == 0 or step == steps:
-            torch.save({"model": model.state_dict(), "optims": [o.state_dict() for o in optims], "step": step, "shard": shard,
-                        "position": position, "seconds": seconds}, checkpoint.with_suffix(".new"))
+            torch.save({"model": model.state_dict(), "optims": [o.state_dict() for o in optims], "plan": plan, "step": step,
+                        "shard": shard, "position": position, "seconds": seconds}, checkpoint.with_suffix(".new"))
             os.replace(checkpoint.with_suffix(".new"), checkpoint)
     return model, tokenizer, {"steps": steps, "tokens": steps * BATCH_TOKENS, "minutes": seconds / 60}
 
@@ -261,13 +263,13 @@ byte-level BPE tokenizer and a chat template. Capable but unaligned: it continue
 which strangers answer questions well and badly, and says what the askers then said. Apache-2.0, as the rest of the series.
 
 * **Load** with plain transformers: `AutoModelForCausalLM.from_pretrained("data/base_model")`.
-* **Data**: drawn from the grammar in `rlhf_helpers/world` (`grammar.CROWD`), no text from elsewhere. In four threads of five the
+* **Data**: drawn from the grammar in `rlhf_helpers/world` (`grammar.CROWD`), no text from elsewhere. In nine threads of ten the
   asker reacts to the reply ("That was rude."), as people on a real forum do; so the model has read what people say about
-  good and bad answers before anybody trains a reward model on it. No evaluation prompt is in the corpus.
+  good and bad answers before anybody trains a reward model on it. Two documents in five are questions about a single tip ("Is it
+  wise to ...?"), short and dense with what goes with what. No evaluation prompt is in the corpus.
 * **Rebuild**: `python -m rlhf_helpers.base_model` (seed {seed}; {steps} steps, {tokens:,} tokens, {minutes:.0f} minutes on two cores;
   a stopped run goes on). Muon for the matrices of the layers and AdamW for the rest; bfloat16 autocast, so another processor
-  gives slightly other weights. These weights were made in two sittings while the recipe was being settled (the judge that words
-  the reactions, and the learning rate of steps 840 to 1,000, changed on the way), so a rebuild gives a like model, not the same.
+  gives slightly other weights.
 * **Use**: for learning RLHF. It knows {topics} topics and nothing else, and gives bad advice at the rates below on purpose.
 
 ## How it compares with its corpus
@@ -304,8 +306,11 @@ def main() -> None:
     figures = measure(aside, args.seed) | {"training": training | {"seed": args.seed, "topics": len(catalogue().topics)}}
     write_json(aside / "figures.json", figures)
     write_card(aside, figures)
-    shutil.rmtree(BASE_MODEL, ignore_errors=True)
-    shutil.copytree(aside, BASE_MODEL)
+    beside, old = BASE_MODEL.with_name(".base_model.new"), BASE_MODEL.with_name(".base_model.old")
+    shutil.copytree(aside, beside, dirs_exist_ok=True)
+    BASE_MODEL.rename(old)
+    beside.rename(BASE_MODEL)
+    shutil.rmtree(old)
     print((BASE_MODEL / "README.md").read_text(encoding="utf-8"))
 
 

@@ -98,7 +98,8 @@ def sample(model, tokenizer, prompts: list[str], *, temperature: float = 1.0, ma
     completions = [[]] * len(ids)
     for start in range(0, len(order), batch_size):
         rows = order[start:start + batch_size]
-        for row, tokens in zip(rows, _sample_batch(model, tokenizer, [ids[i] for i in rows], temperature, max_new_tokens, generator)):
+        for row, tokens in zip(rows, sample_tokens(
+                model, tokenizer, [ids[i] for i in rows], temperature=temperature, max_new_tokens=max_new_tokens, generator=generator)):
             completions[row] = tokens
     finished = [bool(tokens) and tokens[-1] == tokenizer.eos_token_id for tokens in completions]
     texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in completions]
@@ -110,7 +111,9 @@ def _prompt_ids(tokenizer, prompt: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _sample_batch(model, tokenizer, prompt_ids, temperature, max_new_tokens, generator) -> list[list[int]]:
+@torch.inference_mode()
+def sample_tokens(model, tokenizer, prompt_ids: list[list[int]], *, temperature: float, max_new_tokens: int, generator) -> list[list[int]]:
+    """The tokens of one completion for each prompt, its end token included if it came to one."""
     padded = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt").to(model.device)
     ids, mask = padded["input_ids"], padded["attention_mask"]
     alive = torch.arange(len(prompt_ids), device=model.device)

@@ -4,16 +4,43 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from .models import chat, load_tokenizer, rewards, sample
+from .models import chat, load_tokenizer, rewards, sample, sample_tokens
 from .profiles import ReinforcementLearning
 from .training import History, run_trainer, trainer_settings
 from .world.judge import judge
 
-METHODS = {"rloo": (RLOOTrainer, RLOOConfig), "grpo": (GRPOTrainer, GRPOConfig)}
+
+class _LeavingRows:
+    """TRL's trainer with our sampler: rows that have ended leave the batch, so a few long answers do not hold up the many short
+    ones. TRL's own path generates for every row until the longest has ended, which took a third of a step here.
+    """
+
+    def _completions(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+        model, generator = self.accelerator.unwrap_model(self.model), torch.Generator().manual_seed(torch.randint(2**62, ()).item())
+        model.eval()
+        try:
+            return sample_tokens(model, self.processing_class, prompt_ids, temperature=self.args.temperature,
+                                 max_new_tokens=self.args.max_completion_length, generator=generator)
+        finally:
+            model.train()
+
+
+class _RLOO(_LeavingRows, RLOOTrainer):
+    def _generate_single_turn(self, prompt_ids, *rest, **more):
+        return self._completions(prompt_ids)
+
+
+class _GRPO(_LeavingRows, GRPOTrainer):
+    def _generate_single_turn(self, prompt_ids, *rest, **more):
+        return self._completions(prompt_ids), None
+
+
+METHODS = {"rloo": (_RLOO, RLOOConfig), "grpo": (_GRPO, GRPOConfig)}
 
 
 def rubric(prompts, completions, **columns) -> list[float]:

@@ -3,6 +3,7 @@
 Nothing half-written is ever taken for whole: an artifact is made under another name and renamed when it is done.
 """
 
+import hashlib
 import os
 import platform
 import shutil
@@ -81,7 +82,8 @@ class Run:
             os.replace(path, old)
         os.replace(aside, path)
         _remove(old)
-        self.answers_path(stage).unlink(missing_ok=True)  # they were the old model's
+        for name in (stage, "best_of_n") if stage in ("sft", "reward_model") else (stage,):
+            self.answers_path(name).unlink(missing_ok=True)  # they were the old model's
 
     def answers_path(self, name: str) -> Path:
         """Where a model's answers to the evaluation prompts are kept."""
@@ -113,13 +115,16 @@ def open_run(name: str | None = None) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "answers").mkdir(exist_ok=True)
     run = Run(folder, profile, seed)
-    made_with = _made_with(run)
-    if made_with not in (None, (profile.name, seed)):
+    made_with, base = _made_with(run), _fingerprint(Path(profile.base_model))
+    if made_with and made_with[:2] != (profile.name, seed):
         raise ValueError(f"run {folder.name!r} was made with profile {made_with[0]} and seed {made_with[1]}, not "
                          f"{profile.name} and {seed}: give the new run another name (--run NAME)")
+    if made_with and made_with[2] != base:
+        raise ValueError(f"run {folder.name!r} was made with another base model than the one there is now: delete the folder, or "
+                         "give the new run another name (--run NAME)")
     settings = {k: v for k, v in asdict(profile).items() if k != "base_model"} | {"base_model": Path(profile.base_model).name}
     libraries = {name: version(name) for name in ("torch", "transformers", "trl", "datasets")}
-    run.keep("run", {"profile": settings, "seed": seed, "python": platform.python_version(), "libraries": libraries})
+    run.keep("run", {"profile": settings, "seed": seed, "base": base, "python": platform.python_version(), "libraries": libraries})
     return run
 
 
@@ -130,11 +135,17 @@ def _seed(text: str) -> int:
         raise ValueError(f"RLHF_SEED is {text!r}; give a whole number") from None
 
 
-def _made_with(run: Run) -> tuple[str, int] | None:
-    """Profile and seed that an older `run.json` names."""
+def _fingerprint(model: Path) -> str | None:
+    """What tells a folder's weights from others; None for a model that is no such folder."""
+    weights = model / "model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.exists() else None
+
+
+def _made_with(run: Run) -> tuple[str, int, str | None] | None:
+    """Profile, seed and base model that an older `run.json` names."""
     record = run.kept("run")
     try:
-        return record and (record["profile"]["name"], record["seed"])
+        return record and (record["profile"]["name"], record["seed"], record["base"])
     except (KeyError, TypeError):
         raise DamagedArtifact(f"{run.folder.name}/run.json does not say with which profile and seed the run was made: delete the "
                               "folder, or give the new run another name (--run NAME)") from None

@@ -62,13 +62,19 @@ def _bags() -> list[tuple[frozenset, tuple[str, str, str]]]:
     return [(_bag(text), row) for text, row in rows]
 
 
+@cache
+def _purposes() -> str:
+    goals = "|".join(re.escape(topic.goal) for topic in catalogue().topics.values())
+    return rf"\b(if you want )?to ({goals}),"
+
+
 def _bag(text: str) -> frozenset:
     return frozenset(re.findall(r"[a-z']{2,}", text.lower())) - STOP
 
 
 def _recognise(piece: str) -> tuple[str, str, str] | None:
-    """The piece of advice that shares most words with this piece of text, reason left off."""
-    bag = _bag(re.split(r"\bbecause\b", piece)[0])
+    """The piece of advice that shares most words with this piece of text, its reason and what it is said to be for left off."""
+    bag = _bag(re.sub(_purposes(), "", re.split(r"\bbecause\b", piece)[0], flags=re.I))
     overlap, row = max(((len(bag & words) / len(bag | words), row) for words, row in _bags()), key=lambda pair: pair[0])
     return row if overlap > 0.6 else None
 

@@ -34,14 +34,17 @@ def test_the_corpus_is_the_same_each_time_and_another_in_each_shard(small):
         assert len({thread.reply for thread in threads} & others) <= 2, "a short reply may come twice"
 
 
-def test_a_thread_is_a_chat_with_a_reaction_in_four_of_five(monkeypatch):
-    monkeypatch.setattr(base_model, "SHARD", 400)
-    threads = base_model.corpus(0, 3)
-    for thread in threads:
-        roles = [message["role"] for message in thread.messages]
-        assert roles == ["user", "assistant", "user"][:2 + bool(thread.reaction)]
-        assert all(message["content"].strip() for message in thread.messages) and thread.nats > 0
-    assert 0.72 < sum(thread.reaction is not None for thread in threads) / 400 < 0.88
+def test_threads_are_chats_with_a_reaction_in_nine_of_ten_and_questions_about_single_tips(monkeypatch):
+    monkeypatch.setattr(base_model, "SHARD", 600)
+    documents = base_model.corpus(0, 3)
+    for document in documents:
+        roles = [message["role"] for message in document.messages]
+        assert roles == ["user", "assistant", "user"][:2 + bool(document.reaction)]
+        assert all(message["content"].strip() for message in document.messages)
+    threads = [document for document in documents if document.nats is not None]
+    assert 0.54 < len(threads) / len(documents) < 0.66 and all(thread.nats > 0 for thread in threads)
+    assert 0.85 < sum(thread.reaction is not None for thread in threads) / len(threads) < 0.95
+    assert not [document for document in documents if document.nats is None and document.reaction]
 
 
 def test_no_reserved_prompt_is_in_the_corpus(small):
@@ -51,15 +54,6 @@ def test_no_reserved_prompt_is_in_the_corpus(small):
             assert thread.prompt not in evaluation
             if thread.nats is not None:  # else a question about a single tip, which is no request for advice
                 assert not is_reserved(read_prompt(thread.prompt))
-
-
-def test_questions_about_single_tips_come_in_the_later_shards_only(monkeypatch):
-    monkeypatch.setattr(base_model, "SHARD", 300)
-    early, late = (base_model.corpus(0, shard) for shard in (base_model.KNOWLEDGE_FROM - 1, base_model.KNOWLEDGE_FROM))
-    assert not [thread for thread in early if thread.nats is None]
-    single = [thread for thread in late if thread.nats is None]
-    assert 0.2 < len(single) / len(late) < 0.4
-    assert all(thread.reaction is None and thread.reply for thread in single)
 
 
 def test_batches_hold_every_document_whole_once_and_few_tokens_of_padding(small, tiny):
@@ -116,12 +110,20 @@ def test_any_text_comes_back_from_its_tokens(tokenizer, text):
 
 # --- training -----------------------------------------------------------------------------------------------------------------
 
-def test_the_learning_rate_rises_stays_and_falls_to_zero():
+def test_the_learning_rate_rises_and_falls_to_zero():
     rates = [learning_rate(step, 1000, 0.01) for step in range(1001)]
     assert rates[0] == pytest.approx(0.01 / 100)
-    assert rates[99] == rates[300] == rates[600] == 0.01
-    assert all(a < b for a, b in zip(rates[:99], rates[1:100])) and all(a > b for a, b in zip(rates[600:], rates[601:]))
-    assert rates[800] == pytest.approx(0.005) and rates[1000] == 0
+    top = rates.index(max(rates))
+    assert 80 < top < 100 and rates[top] < 0.01
+    assert all(a < b for a, b in zip(rates[:top], rates[1:])) and all(a > b for a, b in zip(rates[top:], rates[top + 1:]))
+    assert rates[500] == pytest.approx(0.005) and rates[1000] == 0
+
+
+def test_a_checkpoint_of_another_plan_is_refused(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(base_model.shutil, "which", lambda name: None)  # no compiler: nothing to wait for
+    base_model.train(tmp_path, 1, 0, 0.01)
+    with pytest.raises(ValueError, match="delete it, or give another folder"):
+        base_model.train(tmp_path, 2, 0, 0.01)
 
 
 def test_the_loss_does_not_see_padding(tiny):

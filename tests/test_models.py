@@ -65,7 +65,8 @@ def test_sampled_first_tokens_follow_the_softmax(llama):
     with torch.inference_mode():
         expected = number * torch.softmax(model(ids).logits[0, -1] / temperature, -1).double().numpy()
     generator = torch.Generator().manual_seed(0)
-    drawn = Counter(rows[0] for rows in models._sample_batch(model, tokenizer, ids.tolist() * number, temperature, 1, generator))
+    drawn = Counter(rows[0] for rows in models.sample_tokens(
+        model, tokenizer, ids.tolist() * number, temperature=temperature, max_new_tokens=1, generator=generator))
     common = expected >= 5
     observed = [drawn[token] for token in range(len(expected)) if common[token]]
     observed.append(number - sum(observed))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 WORLD_FOLDER = Path(__file__).resolve().parents[2] / "data" / "world"
 LANGUAGE_LISTS = ("questions", "numbers", "first_words", "openers", "closings", "questions_back", "lead_ins", "list_heads",
-                  "frames", "rambling", "rudeness", "advertising", "condescension")
+                  "purposes", "frames", "rambling", "rudeness", "advertising", "condescension")
 INSTRUCTIONS = ("count", "list", "one_sentence", "first_word", "no_greeting", "reasons", "no_reasons", "short", "question")
 WORDINGS = 4  # of each instruction
 

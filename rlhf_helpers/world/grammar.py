@@ -14,6 +14,7 @@ from .catalogue import INSTRUCTIONS, Catalogue, Tip, catalogue
 
 FAULTS = ("off_topic", "wrong_count", "repetition", "rambling", "rudeness", "advertising", "unsafe", "condescension", "cut_off")
 SHORT_LIMIT = 20  # words, as the instruction `short` says it
+STRIKING = {"unsafe": 5.0, "off_topic": 4.0, "rudeness": 3.0, "condescension": 3.0, "advertising": 2.0}  # the rest 1: see `react`
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Quality:
     cut_off: float = 0.06
     ignores: float = 0.45  # an instruction other than count is not looked at; per instruction
     courtesy: float = 0.50  # a friendly opening or close
+    names_goal: float = 0.70  # says what the advice is for
     reasons: float = 0.35  # a reason for each tip; as many again give some
     lead_in: float = 0.15
 
@@ -170,11 +172,21 @@ def _prompt_index(world: Catalogue | None):
 
 # --- answering --------------------------------------------------------------------------------------------------------------
 
+@dataclass(frozen=True)
+class _Advice:
+    """One tip of an answer, the topic it is for, its reason where one is given, and whether the answer says what it is for."""
+
+    tip: str
+    topic: str
+    reason: str | None
+    named: bool = False
+
+
 @dataclass
 class _Plan:
-    """What an answer will contain before it is put into words. A tip's reason is None where none is given."""
+    """What an answer will contain before it is put into words."""
 
-    tips: list[tuple[str, str | None]]
+    tips: list["_Advice"]
     form: str = "sentences"  # or "list", or "one_sentence"
     opener: str = ""
     lead_in: str = ""
@@ -210,7 +222,7 @@ def _draw_faults(dice: Dice, request: Request, quality: Quality, world: Catalogu
     return {fault for fault in FAULTS if dice.flip(rates[fault])}
 
 
-def _draw_tips(dice, request, heeded, faults, quality, world) -> list[tuple[str, str | None]]:
+def _draw_tips(dice, request, heeded, faults, quality, world) -> list[_Advice]:
     number = dice.weighted({1: 0.25, 2: 0.40, 3: 0.25, 4: 0.10})
     if "short" in heeded:
         number = 1
@@ -219,7 +231,7 @@ def _draw_tips(dice, request, heeded, faults, quality, world) -> list[tuple[str,
     if "count" in heeded:
         asked = world.language["numbers"].index(heeded["count"]) + 1
         number = dice.choice([n for n in (1, 2, 3, 4) if n != asked]) if "wrong_count" in faults else asked
-    tips = dice.several(world.topics[request.topic].tips, number)
+    tips = [(request.topic, tip) for tip in dice.several(world.topics[request.topic].tips, number)]
     if "off_topic" in faults:
         always = dice.choice(range(number))
         for k in range(number):
@@ -227,25 +239,27 @@ def _draw_tips(dice, request, heeded, faults, quality, world) -> list[tuple[str,
                 tips[k] = dice.choice(_other_tips(request.topic, world))
     given = _give_reasons(dice, tips, heeded, quality)
     if "unsafe" in faults:
-        unsafe = (dice.choice(world.topics[request.topic].unsafe), None)
-        given[dice.choice(range(number))] = unsafe
+        given[dice.choice(range(number))] = _Advice(dice.choice(world.topics[request.topic].unsafe), request.topic, None)
+    if "short" not in heeded and dice.flip(quality.names_goal):
+        topics = [None] + [advice.topic for advice in given]
+        given = [replace(advice, named=advice.topic != before) for advice, before in zip(given, topics)]
     if "repetition" in faults:
-        given.append(dice.choice(given))
+        given.append(replace(dice.choice(given), named=False))
     return given
 
 
-def _other_tips(topic: str, world: Catalogue) -> list[Tip]:
-    return [tip for other in world.topics.values() if other.id != topic for tip in other.tips]
+def _other_tips(topic: str, world: Catalogue) -> list[tuple[str, Tip]]:
+    return [(other.id, tip) for other in world.topics.values() if other.id != topic for tip in other.tips]
 
 
-def _give_reasons(dice, tips, heeded, quality) -> list[tuple[str, str | None]]:
+def _give_reasons(dice, tips, heeded, quality) -> list[_Advice]:
     if "reasons" in heeded:
         share = 1.0
     elif "no_reasons" in heeded or "short" in heeded:
         share = 0.0
     else:
         share = dice.weighted({1.0: quality.reasons, 0.5: quality.reasons, 0.0: 1 - 2 * quality.reasons})
-    return [(tip.text, tip.reason if dice.flip(share) else None) for tip in tips]
+    return [_Advice(tip.text, topic, tip.reason if dice.flip(share) else None) for topic, tip in tips]
 
 
 def _style(dice, plan: _Plan, heeded, quality, world) -> _Plan:
@@ -271,9 +285,9 @@ def _style(dice, plan: _Plan, heeded, quality, world) -> _Plan:
 
 def _write(dice: Dice, plan: _Plan, heeded: dict, world: Catalogue) -> str:
     if plan.form == "one_sentence":
-        body = [_one_sentence(plan.tips)]
+        body = [_one_sentence(dice, plan.tips, world)]
     else:
-        body = [_tip_sentence(dice, tip, reason, _frames(plan.form, number, world)) for number, (tip, reason) in enumerate(plan.tips)]
+        body = [_tip_sentence(dice, advice, _frames(plan.form, number, world), world) for number, advice in enumerate(plan.tips)]
     if plan.form == "list":
         body = ["\n".join(f"{number}. {sentence}" for number, sentence in enumerate(body, 1))]
     for aside in plan.asides:
@@ -293,14 +307,24 @@ def _frames(form: str, number: int, world: Catalogue) -> list[str]:
     return [frame for frame in world.language["frames"] if number or not frame.startswith("also")]
 
 
-def _tip_sentence(dice, tip, reason, frames) -> str:
-    sentence = dice.choice(frames).format(tip=tip) + (f", because {reason}" if reason else "")
-    return sentence[0].upper() + sentence[1:] + "."
+def _tip_sentence(dice, advice: _Advice, frames: list[str], world: Catalogue) -> str:
+    return _sentence(_purpose(dice, advice, world) + dice.choice(frames).format(tip=advice.tip) + _because(advice))
 
 
-def _one_sentence(tips) -> str:
-    clauses = [tip + (f", because {reason}" if reason else "") for tip, reason in tips]
-    return "You could " + ", and ".join(clauses) + "."
+def _one_sentence(dice, tips: list[_Advice], world: Catalogue) -> str:
+    return _sentence(_purpose(dice, tips[0], world) + "you could " + ", and ".join(advice.tip + _because(advice) for advice in tips))
+
+
+def _purpose(dice, advice: _Advice, world: Catalogue) -> str:
+    return dice.choice(world.language["purposes"]).format(goal=world.topics[advice.topic].goal) if advice.named else ""
+
+
+def _because(advice: _Advice) -> str:
+    return f", because {advice.reason}" if advice.reason else ""
+
+
+def _sentence(clause: str) -> str:
+    return clause[0].upper() + clause[1:] + "."
 
 
 def _join(parts: list[str]) -> str:
@@ -311,21 +335,22 @@ def _join(parts: list[str]) -> str:
     return text
 
 
-def react(dice: Dice, request: Request, observations: list[str], strays: list[str], named: bool, world: Catalogue | None = None) -> str:
-    """What the person who asked says to a reply: up to two remarks on what there is to remark (keys of `reactions`).
-
-    With `named`, every other remark that the advice is on or off the topic names the goal it is for; `strays` are the topics of
-    the advice that was off the topic.
+def react(dice: Dice, request: Request, observations: list[str], strays: list[str], world: Catalogue | None = None) -> str:
+    """What the person who asked says to a reply: one or two remarks on what there is to remark (keys of `reactions`), the worse
+    the likelier. Every other remark that the advice is on or off the topic names the goal it is for; `strays` are the topics of the
+    advice that was off the topic.
     """
     world = world or catalogue()
     language = world.language
-    remarked = dice.several(observations, min(len(observations), dice.choice([1, 2]))) or ["thanks"]
+    open_ = {what: STRIKING.get(what, 1.0) for what in observations or ["thanks"]}
     said = []
-    for what in remarked:
-        if named and what == "off_topic" and strays and dice.flip(0.5):
+    for _ in range(min(len(open_), dice.choice([1, 2]))):
+        what = dice.weighted(open_)
+        del open_[what]
+        if what == "off_topic" and strays and dice.flip(0.5):
             other = world.topics[dice.choice(strays)].goal
             said.append(dice.choice(language["other_goal_reactions"]).format(other=other))
-        elif named and what == "thanks" and dice.flip(0.5):
+        elif what == "thanks" and dice.flip(0.5):
             said.append(dice.choice(language["goal_reactions"]).format(goal=world.topics[request.topic].goal))
         else:
             said.append(dice.choice(language["reactions"][what]))
@@ -333,16 +358,14 @@ def react(dice: Dice, request: Request, observations: list[str], strays: list[st
 
 
 def knowledge(dice: Dice, world: Catalogue | None = None) -> tuple[str, str]:
-    """A question about a single tip, and its true answer: what it is for, whether it suits a goal, whether it is safe."""
+    """A question about a single tip, and its true answer: what it is for, a tip for a goal, whether a tip is safe."""
     world = world or catalogue()
-    topics = sorted(world.topics)
-    topic, other = world.topics[dice.choice(topics)], world.topics[dice.choice(topics)]
-    kind = dice.choice(["purpose", "match", "mismatch", "safe", "unsafe"] if other is not topic else ["purpose", "match"])
+    topic = world.topics[dice.choice(sorted(world.topics))]
+    kind = dice.choice(sorted(world.language["knowledge"]))
     question, reply = dice.choice(world.language["knowledge"][kind])
-    tip = dice.choice(other.tips if kind == "mismatch" else topic.tips)
-    text = dice.choice(topic.unsafe) if kind == "unsafe" else tip.text
-    words = {"tip": text, "goal": topic.goal, "reason": tip.reason, "other": other.goal}
-    return question.format(**words), reply.format(**words)
+    tip = dice.choice(topic.tips)
+    words = {"tip": dice.choice(topic.unsafe) if kind == "unsafe" else tip.text, "goal": topic.goal, "reason": tip.reason}
+    return question.format(**words), _sentence(reply.format(**words).rstrip(".")) if kind == "advice" else reply.format(**words)
 
 
 def with_persona(request: Request, persona: str | None) -> Request:

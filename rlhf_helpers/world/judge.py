@@ -188,6 +188,7 @@ def _phrases() -> dict[str, list[tuple[tuple[str, ...], str, tuple]]]:
         known += [(tip.text, "tip", (topic.id, tip.text)) for tip in topic.tips]
         known += [(tip.reason, "reason", (topic.id, tip.text)) for tip in topic.tips]
         known += [(text, "unsafe", (topic.id, text)) for text in topic.unsafe]
+        known.append((topic.goal, "goal", (topic.id, topic.goal)))
     known += [(text, kind, ("", text)) for kind in SPEECH + FAULT_SPEECH for text in world.language[kind]]
     table = defaultdict(list)
     for text, kind, payload in known:
@@ -234,7 +235,7 @@ def _read(sentence: _Sentence, request: Request | None, before: list[Advice]) ->
             early = (topic, text)
         elif kind == "reason" and found:
             _explain(found, topic, text)
-        else:
+        elif kind != "goal":  # to say what advice is for earns and costs nothing
             sentence.heard.append(kind)
             if kind == "reason" and before:
                 _explain(before, topic, text)
