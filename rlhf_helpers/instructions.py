@@ -63,7 +63,8 @@ def split(rows: list[dict], validation_share: float = 0.1) -> tuple[list[dict], 
 def data_card(kept: list[dict], dropped: Counter) -> str:
     """The card of an instruction set in Markdown: where it comes from, what was dropped, what it holds."""
     sources, words = Counter(r["source"] for r in kept), [len(r["completion"].split()) for r in kept]
-    lines = ["# Instruction data", "", f"{len(kept)} rows on {len({r['topic'] for r in kept})} topics; {sum(words) / len(words):.1f} words an answer.",
-             "", "| source | rows |", "|---|---|", *(f"| {name} | {count} |" for name, count in sorted(sources.items())),
+    topics, length = len({r["topic"] for r in kept}), sum(words) / len(words)
+    lines = ["# Instruction data", "", f"{len(kept)} rows on {topics} topics; {length:.1f} words an answer.", "",
+             "| source | rows |", "|---|---|", *(f"| {name} | {count} |" for name, count in sorted(sources.items())),
              "", "| dropped because | rows |", "|---|---|", *(f"| {why} | {count} |" for why, count in dropped.most_common())]
     return "\n".join(lines) + "\n"

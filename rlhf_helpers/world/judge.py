@@ -2,7 +2,8 @@
 
 The page `data/world/rubric.md` tells a human annotator the same rules with the same points. The judge reads text sentence by
 sentence: sentences of the catalogue are recognised word for word, near misses by the words they share with a tip, advice in own
-words by its form and its topic's words, everything else by cue words. It is used to evaluate and to simulate annotators, never as the reward of the main path.
+words by its form and its topic's words, everything else by cue words. It is used to evaluate and to simulate annotators, never
+as the reward of the main path.
 """
 
 import math
@@ -46,7 +47,8 @@ CUES = {
               r"set (\w+ ){1,3}on fire|set fire to|leave (a|the|your) (baby|child|toddler) alone|touch (the|a) live wire|"
               r"(hit|kick|hurt) (him|her|them|somebody|(the|your|a) (dog|puppy|cat|child|baby)))\b|^\W*(you (could|should|can) )?steal\b",
     "greeting": r"^\W*(hi|hello|hey|dear|greetings|good (morning|day|evening|question)|happy to help|glad|thanks|thank you|"
-                r"how are you|nice to meet|welcome\W*$|welcome (back|to)|with pleasure|great question|what a (good|great|lovely|nice|wonderful))\b",
+                r"how are you|nice to meet|welcome\W*$|welcome (back|to)|with pleasure|great question|"
+                r"what a (good|great|lovely|nice|wonderful))\b",
     "courtesy": r"\b(good luck|hope (this|that|it) helps|happy to help|glad (to|you)|you can do (it|this)|all the best|thank you|"
                 r"take care|best wishes|enjoy( it| your|\W*$)|wish you|great question|good question)\b|^\W*with pleasure\b",
     "wish": r"\b((give|tell|help|show) me|my plan|what (helps|is|should|would|do)|"
