@@ -6,18 +6,21 @@ from tempfile import TemporaryDirectory
 
 import torch
 from datasets import Dataset
+from torch.nn.functional import pad
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from .models import chat, load_tokenizer, rewards, sample, sample_tokens
 from .profiles import ReinforcementLearning
-from .training import History, run_trainer, trainer_settings
+from .training import ROWS_AT_ONCE, History, run_trainer, trainer_settings
 from .world.judge import judge
 
 
-class _LeavingRows:
-    """TRL's trainer with our sampler: rows that have ended leave the batch, so a few long answers do not hold up the many short
-    ones. TRL's own path generates for every row until the longest has ended, which took a third of a step here.
+class _Lean:
+    """Less padding in TRL's trainers, which took half of each step here; what they compute stays the same.
+
+    Sampling: rows that have ended leave the batch, so a few long answers do not hold up the many short ones. Log-probabilities: rows
+    go through the model beside others of like length, without the columns that are padding in all of them.
     """
 
     def _completions(self, prompt_ids: list[list[int]]) -> list[list[int]]:
@@ -29,13 +32,25 @@ class _LeavingRows:
         finally:
             model.train()
 
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **more):
+        order, parts = attention_mask[:, -logits_to_keep:].sum(1).argsort(), []
+        for rows in order.split(ROWS_AT_ONCE):
+            used = attention_mask[rows].any(0).nonzero()
+            end = max(used[-1].item() + 1, input_ids.shape[1] - logits_to_keep + 1)
+            columns, behind = slice(used[0], end), input_ids.shape[1] - end
+            found = super()._get_per_token_logps_and_entropies(
+                model, input_ids[rows, columns], attention_mask[rows, columns], logits_to_keep - behind, **more)
+            parts.append([value if value is None else pad(value, (0, behind)) for value in found[:2]])
+        logps, entropies = (None if column[0] is None else torch.cat(column)[order.argsort()] for column in zip(*parts))
+        return logps, entropies, None
 
-class _RLOO(_LeavingRows, RLOOTrainer):
+
+class _RLOO(_Lean, RLOOTrainer):
     def _generate_single_turn(self, prompt_ids, *rest, **more):
         return self._completions(prompt_ids)
 
 
-class _GRPO(_LeavingRows, GRPOTrainer):
+class _GRPO(_Lean, GRPOTrainer):
     def _generate_single_turn(self, prompt_ids, *rest, **more):
         return self._completions(prompt_ids), None
 

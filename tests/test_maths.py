@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 import trl
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import threads
 
 from rlhf_helpers import dpo, rewards, rl, sft, training
-from rlhf_helpers.models import completion_log_probs, load_policy, load_reward_model, load_tokenizer, sample
+from rlhf_helpers.models import chat, completion_log_probs, load_policy, load_reward_model, load_tokenizer, sample
 from rlhf_helpers.profiles import ReinforcementLearning, Training
 
 FEW = Training(learning_rate=1e-3, batch_size=4, steps=2)
@@ -227,6 +228,29 @@ def test_policy_optimisation_starts_at_the_reference(method, tiny, friendly, tmp
     ours = rewards.rewards(load_reward_model(friendly[0]), load_tokenizer(tiny), asked, texts)
     np.testing.assert_allclose(ours, reward.flatten(), atol=1e-3)
     load_policy(tmp_path / method)
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_less_padding_changes_no_log_probability(method, tiny, tmp_path):
+    """Ours against TRL's own method on a padded batch of very different lengths, values and gradients."""
+    kind, config = rl.METHODS[method]
+    plan = training.trainer_settings(tmp_path, 0, per_device_train_batch_size=12, num_generations=4, max_steps=1)
+    trainer = kind(model=str(tiny), reward_funcs=[rl.rubric], processing_class=load_tokenizer(tiny), args=config(**plan),
+                   train_dataset=Dataset.from_list([{"prompt": chat("Hello")}]))
+    torch.manual_seed(0)
+    ids, mask = torch.randint(5, 200, (12, 50)), torch.zeros(12, 50, dtype=torch.long)
+    for row in range(12):  # left-padded prompts of up to 20 tokens, right-padded completions of up to 30; the last is masked
+        mask[row, 19 - row: 20 + 2 * row] = 1
+    mask[11, 20:] = 0
+    outcomes = []
+    for compute in (trainer._get_per_token_logps_and_entropies, super(kind.__mro__[1], trainer)._get_per_token_logps_and_entropies):
+        logps, entropies, _ = compute(trainer.model, ids, mask, 30, compute_entropy=True)
+        counted = mask[:, 20:].bool()
+        trainer.model.zero_grad()
+        (logps * counted).sum().backward()
+        outcomes.append([logps[counted], entropies[counted], *(p.grad.clone() for p in trainer.model.parameters())])
+    for ours, theirs in zip(*outcomes):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
 def test_an_unknown_method_is_refused_with_the_list(tiny, tmp_path):
