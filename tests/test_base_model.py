@@ -218,11 +218,11 @@ def test_the_committed_card_gives_the_measured_figures():
 
 
 FAULT_RATES = [*base_model.FAULTS, "on-topic tips"]
-MISSED = pytest.mark.xfail(strict=True, reason="bar of 5 points missed: the model has not learned topics well enough yet")
+MISSED = pytest.mark.xfail(strict=True, reason="bar of 5 points missed by one: 0.232 against 0.175")
 
 
 @committed
-@pytest.mark.parametrize("name", [pytest.param(n, marks=MISSED) if n in ("off_topic", "on-topic tips") else n for n in FAULT_RATES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=MISSED) if n == "off_topic" else n for n in FAULT_RATES])
 def test_the_committed_model_shows_a_fault_as_often_as_its_corpus(name):
     rate = json.loads((BASE_MODEL / "figures.json").read_text())["rates"][name]
     assert abs(rate["corpus"]["estimate"] - rate["model"]["estimate"]) <= 0.05

@@ -123,7 +123,7 @@ def test_the_first_reward_loss_is_bradley_terry_with_centring(tiny, tmp_path):
 def friendly(tiny, tmp_path_factory):
     """A reward model that has learned to like "friend", and its log."""
     folder = tmp_path_factory.mktemp("rewards") / "reward_model"
-    history = rewards.train_reward_model(tiny, preferences(64), folder, Training(learning_rate=1e-2, batch_size=8, epochs=2))
+    history = rewards.train_reward_model(tiny, preferences(64), folder, Training(learning_rate=1e-3, batch_size=8, epochs=2))
     return folder, history
 
 
