@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_helpers import runs, stages
+from rlhf_helpers import assessment, runs, stages
 from rlhf_helpers.formats import BadData
 from rlhf_helpers.profiles import PROFILES, get_profile
 from rlhf_helpers.runs import ARTIFACTS, DamagedArtifact, Run, UnknownStage, open_run
@@ -54,6 +54,15 @@ def test_the_same_run_opens_again_and_another_profile_or_seed_does_not(place, mo
     monkeypatch.setenv("RLHF_SEED", "0")
     monkeypatch.setenv("RLHF_PROFILE", "practice")
     with pytest.raises(ValueError, match="'mine' was made with profile quick and seed 0, not practice and 0"):
+        open_run("mine")
+
+
+def test_a_run_of_another_base_model_does_not_open_again(place):
+    open_run("mine")
+    record = json.loads((place / "mine" / "run.json").read_text())
+    assert len(record["base"]) == 16
+    (place / "mine" / "run.json").write_text(json.dumps(record | {"base": "0" * 16}))
+    with pytest.raises(ValueError, match="'mine' was made with another base model .*delete the folder.*another name"):
         open_run("mine")
 
 
@@ -153,6 +162,15 @@ def test_what_was_built_takes_the_old_ones_place_and_ends_its_answers(tiny_run, 
             write(aside, stage, tiny, what)
         assert contents(path) == what and not aside.exists()
         assert not tiny_run.answers_path(stage).exists()
+
+
+@pytest.mark.parametrize("stage, ends", [("sft", True), ("reward_model", True), ("dpo", False)])
+def test_what_best_of_n_chose_ends_with_the_model_or_the_reward_model_behind_it(tiny_run, tiny, stage, ends):
+    chosen = tiny_run.answers_path("best_of_n")
+    chosen.write_text("chosen")
+    with tiny_run.building(stage) as aside:
+        write(aside, stage, tiny, "new")
+    assert chosen.exists() is not ends
 
 
 def test_half_of_a_first_artifact_is_never_there(tiny_run, tiny):
@@ -342,3 +360,16 @@ def test_the_stages_start_without_torch():
 
 def test_the_default_runs_folder_is_the_series_own():
     assert runs.RUNS.name == "runs" and (runs.RUNS.parent / "rlhf_helpers").is_dir()
+
+
+# --- answers --------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("content", ["", "{", "[1]\n", '{"prompt": "another prompt", "answer": "Hi."}\n'])
+def test_kept_answers_that_are_damaged_or_to_other_prompts_are_sampled_anew(tiny_run, content):
+    tiny_run.answers_path("base").write_text(content)
+    answers = assessment.answers_of(tiny_run, "base")
+    assert len(answers) == len(assessment.evaluation_set(tiny_run))
+    assert assessment.answers_of(tiny_run, "base") == answers
+    tiny_run.answers_path("best_of_n").write_text(content)
+    with pytest.raises(DamagedArtifact, match="best_of_n.*06_reinforcement_learning"):
+        assessment.answers_of(tiny_run, "best_of_n")
