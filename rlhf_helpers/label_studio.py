@@ -5,12 +5,14 @@ else, so that no notebook holds them, and no message here says them. Whatever wa
 what is there already is found and left alone. `data/label_studio/README.md` says how a team uses this.
 """
 import hashlib
-import itertools
 import json
 import math
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from operator import itemgetter
+from typing import Any
 
 import requests
 
@@ -63,14 +65,13 @@ class LabelStudio:
     def project(self, title: str, ranking: bool = False) -> int:
         """The number of the project with this title, made from the committed labelling configuration if there is none: pairs of
         answers, or with `ranking` whole sets. Predictions are not shown in it to annotators, because they would lead them."""
-        for found in self._projects():
-            if found["title"] == title:
-                if self._layout(found).ranks != ranking:
-                    raise LabelStudioError(f'Project {found["id"]} is called "{title}" and asks for something else. Choose another title.')
-                return found["id"]
+        for number in self._projects(title):
+            if self._layout(number).ranks != ranking:
+                raise LabelStudioError(f'Project {number} is called "{title}" and asks for something else. Choose another title.')
+            return number
         configuration = (RANKING if ranking else PAIRWISE).read_text(encoding="utf-8")
-        return self._json("POST", "/api/projects/", json={"title": title, "label_config": configuration,
-                                                          "show_collab_predictions": False})["id"]
+        settings = {"title": title, "label_config": configuration, "show_collab_predictions": False}
+        return self._json("POST", "/api/projects/", "id", json=settings)
 
     def push(self, project: int, store: LabelStore, candidates: Iterable[dict], seed: int = 0) -> int:
         """Add candidate sets (rows of a candidate file) to the project, every pair of answers or whole sets as it asks for, and
@@ -81,7 +82,7 @@ class LabelStudio:
         """
         candidates = list(candidates)
         check_candidates(candidates)
-        layout = self._layout(self._project(project))
+        layout = self._layout(project)
         pairs, _ = pairs_of(candidates)
         store.add_comparisons(pairs)
         tasks = _rankings(candidates, layout, seed) if layout.ranks else _pairs(pairs, layout, seed)
@@ -97,7 +98,7 @@ class LabelStudio:
         `rewards(prompts, answers)` gives each answer a score; the higher one is preferred. The prediction's own score is how probable
         that is after Bradley and Terry (in a ranking for its closest neighbours): ordered by it, doubtful tasks come first.
         """
-        layout, count = self._layout(self._project(project)), 0
+        layout, count = self._layout(project), 0
         if layout.buckets:
             raise LabelStudioError(f"Project {project} sorts answers into buckets, and a score names none. Use a ranking without buckets.")
         for page in self._pages(project):
@@ -114,7 +115,7 @@ class LabelStudio:
         Pages that came before an interruption stay, and nothing is saved twice. What was changed or deleted on the server since an
         earlier pull is undone in the store. Raises StoreError from the store.
         """
-        layout, audit, seen = self._layout(self._project(project)), Audit(), set()
+        layout, audit, seen = self._layout(project), Audit(), set()
         session = "Label Studio " + hashlib.sha256(f"{self._address} {project}".encode()).hexdigest()[:16]
         for page in self._pages(project):
             seen |= record_tasks(store, page, layout, session, audit)
@@ -125,44 +126,45 @@ class LabelStudio:
 
     # ---- what the server has
 
-    def _project(self, project: int) -> dict:
-        return self._json("GET", f"/api/projects/{project}/")
+    def _projects(self, title: str) -> Iterator[int]:
+        """The numbers of the projects with exactly this title; the server looks for it inside of others too."""
+        more, number = True, 1
+        while more:
+            page = {"title": title, "page": number, "page_size": PAGE}
+            found, more = self._json("GET", "/api/projects/", "results", "next", params=page)
+            yield from (project["id"] for project in found if project["title"] == title)
+            number += 1
 
-    def _projects(self) -> Iterator[dict]:
-        for number in itertools.count(1):
-            page = self._json("GET", "/api/projects/", params={"page": number, "page_size": PAGE})
-            yield from page["results"]
-            if not page["next"]:
-                return
-
-    def _layout(self, project: dict) -> Layout:
+    def _layout(self, project: int) -> Layout:
+        configuration = self._json("GET", f"/api/projects/{project}/", "label_config")
         try:
-            return layout_of(project["label_config"])
+            return layout_of(configuration)
         except ValueError as error:
-            raise LabelStudioError(f"Project {project['id']}: {error}") from None
+            raise LabelStudioError(f"Project {project}: {error}") from None
 
     def _pages(self, project: int) -> Iterator[list[dict]]:
         """The tasks with their annotations and predictions. Each page begins after the last id of the one before, so that none is
         missed when others are deleted meanwhile."""
-        last = 0
-        while page := self._json("GET", "/api/tasks/", params={"project": project, "fields": "all", "page_size": PAGE,
-                                                               "query": _after(last)})["tasks"]:
+        asked, last = {"project": project, "fields": "all", "resolve_uri": False, "page_size": PAGE}, 0
+        while page := self._json("GET", "/api/tasks/", "tasks", params=asked | {"query": _after(last)}):
             yield page
             last = page[-1]["id"]
 
     # ---- requests
 
-    def _json(self, method: str, path: str, **content) -> dict:
+    def _json(self, method: str, path: str, *parts: str, **content) -> Any:
+        """These parts of what the server answers."""
         if self._token.personal and not self._token.access:
             self._exchange()
         response = self._send(method, path, auth=self._token, **content)
         if response.status_code == 401 and self._token.personal:         # access tokens last for minutes
             self._exchange()
             response = self._send(method, path, auth=self._token, **content)
-        return self._content(response)
+        return self._content(response, *parts)
 
     def _exchange(self) -> None:
-        self._token.access = self._content(self._send("POST", "/api/token/refresh/", json={"refresh": self._token.secret}))["access"]
+        response = self._send("POST", "/api/token/refresh/", json={"refresh": self._token.secret})
+        self._token.access = self._content(response, "access")
 
     def _send(self, method: str, path: str, **content) -> requests.Response:
         try:
@@ -177,7 +179,7 @@ class LabelStudio:
             reason = f"The request could not be made ({type(error).__name__}). Check LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY."
         raise LabelStudioError(reason)                                  # outside of `except`: the cause would name the address
 
-    def _content(self, response: requests.Response) -> dict:
+    def _content(self, response: requests.Response, *parts: str) -> Any:
         status = response.status_code
         if status >= 500:
             raise LabelStudioError(f"The server failed (HTTP {status}). Look at its log, {AGAIN}.")
@@ -186,10 +188,8 @@ class LabelStudio:
         if not response.ok:
             reason = REASONS.get(status, "The server refuses this ({detail}).")
             raise LabelStudioError(f"{reason.format(detail=self._detail(response))} (HTTP {status})")
-        try:
-            return response.json()
-        except requests.JSONDecodeError:
-            pass
+        with suppress(requests.JSONDecodeError, KeyError, TypeError):
+            return itemgetter(*parts)(response.json()) if parts else None
         raise LabelStudioError("Something answers at LABEL_STUDIO_URL, but it is not Label Studio. Check the address.")
 
     def _detail(self, response: requests.Response) -> str:

@@ -97,8 +97,9 @@ def test_left_is_what_the_configuration_puts_there(read, layout, data, first):
 @pytest.mark.parametrize("results, reason", [
     ([], "submitted empty"), ([selected("tie")], "selects 'tie', which is neither left nor right"), ([selected(None)], "neither left"),
     ([chosen("maybe")], "unknown choice 'maybe'"), ([chosen("tie_good", "tie_bad")], "both tie_good and tie_bad"),
-    ([selected("left"), chosen("tie_bad")], "prefers one answer and says that both are alike"), ([chosen("fun", name="mood")], "neither an"),
-    ([result("preference", "pairwise", "left")], "unknown value 'left'"), ("left", "not a list"), (None, "not a list"), (["x"], "not a list"),
+    ([selected("left"), chosen("tie_bad")], "prefers one answer and says that both are alike"),
+    ([chosen("fun", name="mood")], "neither an answer nor a tie"), ([result("preference", "pairwise", "left")], "unknown value 'left'"),
+    ("left", "not a list"), (None, "not a list"), (["x"], "not a list"),
 ])
 def test_what_makes_no_label_is_listed_with_the_reason(read, results, reason):
     labels, audit = read(PAIRS, PAIR, annotation(results))
@@ -213,7 +214,8 @@ def test_a_quick_ranking_in_the_order_shown_is_suspect(read):
     as_shown, own = ([ranked({"ranking": list(order)}), chosen("ordered", name="verdict")] for order in ("abcd", "dcba"))
     _, audit = read(RANKS, ITEMS, annotation(as_shown, 1, 7, lead_time=0.5), annotation(own, 2, 8, lead_time=0.5),
                     annotation(as_shown, 3, 9, lead_time=60))
-    assert audit.suspects == ["task 3, annotation 1: 17 words in 0.5 s, and the order is as shown", "task 3, annotation 2: 17 words in 0.5 s"]
+    assert audit.suspects == ["task 3, annotation 1: 17 words in 0.5 s, and the order is as shown",
+                              "task 3, annotation 2: 17 words in 0.5 s"]
 
 
 def test_the_same_text_twice_in_a_ranking_is_compared_with_the_others_only(read, store):
@@ -226,7 +228,8 @@ def test_the_same_text_twice_in_a_ranking_is_compared_with_the_others_only(read,
 # Configurations
 
 @pytest.mark.parametrize("configuration, reason", [
-    ("<View>", "not valid XML"), ("<View/>", "does not compare answers"), ('<View><Pairwise name="p" toName="a"/></View>', "does not compare"),
+    ("<View>", "not valid XML"), ("<View/>", "does not compare answers"),
+    ('<View><Pairwise name="p" toName="a"/><Text name="a" value="$a"/></View>', "does not compare"),
     ('<View><Pairwise name="p" toName="a,b"/><Text name="a" value="$a"/></View>', "does not compare"),
     ('<View><Text name="a" value="$a"/><Ranker name="r" toName="a"/><Ranker name="s" toName="a"/></View>', "does not compare"),
 ])

@@ -4,7 +4,6 @@ Its editor and its interface for programs check little: an annotation may be emp
 order in which the answers happened to be shown. So each one is read by the labelling configuration it was made with; one that makes
 no label is listed with the reason, and one that looks careless is kept and listed too. Of a ranking, every pair becomes a label.
 """
-import csv
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ..formats import BadData, as_text, check_candidates, read_json
+from ..formats import BadData, as_text, check_candidates
 from .store import Comparison, Event, LabelStore, Response
 
 CONFIGURATIONS = Path(__file__).resolve().parents[2] / "data" / "label_studio"
@@ -88,9 +87,10 @@ def layout_of(configuration: str) -> Layout:
                          f"of a <List>. Start from {PAIRWISE.name} or {RANKING.name} in data/label_studio.")
     offers = {tag.get("name"): {choice.get("alias") or choice.get("value") for choice in tag.iter("Choice")}
               for tag in tags if tag.tag == "Choices"}
-    return Layout(controls[0].get("name"), controls[0].get("toName"), fields, tuple(bucket.get("name") for bucket in controls[0].iter("Bucket")),
-                  tuple(name for name, offer in offers.items() if offer & {*TIES, ORDERED}),
-                  any(ORDERED in offer for offer in offers.values()))
+    return Layout(controls[0].get("name"), controls[0].get("toName"), fields,
+                  buckets=tuple(bucket.get("name") for bucket in controls[0].iter("Bucket")),
+                  verdicts=tuple(name for name, offer in offers.items() if offer & {*TIES, ORDERED}),
+                  confirms=any(ORDERED in offer for offer in offers.values()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -103,11 +103,11 @@ def candidate_set(data: object, layout: Layout) -> dict:
     if missing:
         raise NoLabel(f'the task has no field "{missing[0]}", which its configuration shows')
     items = data[layout.fields[0]] if layout.ranks else [{"id": name, "body": data[name]} for name in layout.fields]
-    items = _parsed(items) if layout.ranks else items
+    items = parsed(items) if layout.ranks else items
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise NoLabel(f'the field "{layout.fields[0]}" is not a list of answers')
     answers = [{"id": item.get("id"), "text": item.get("body", item.get("title")), "model": "unknown", "settings": {}} for item in items]
-    row = {"prompt": _parsed(data.get("messages")) or data["prompt"], "responses": answers}
+    row = {"prompt": parsed(data.get("messages")) or data["prompt"], "responses": answers}
     try:
         check_candidates([row])
     except BadData as error:
@@ -115,8 +115,8 @@ def candidate_set(data: object, layout: Layout) -> dict:
     return row
 
 
-def _parsed(value: object) -> object:
-    """What a text of JSON holds, as in the cells of a CSV file; anything else as it is."""
+def parsed(value: object) -> object:
+    """What a text of JSON holds, such as a cell of a CSV file; anything else as it is."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
@@ -133,6 +133,7 @@ def record_tasks(store: LabelStore, tasks: Iterable[dict], layout: Layout, sessi
     for task in tasks:
         audit.tasks += 1
         for annotation in task.get("annotations") or []:
+            annotation = annotation if isinstance(annotation, dict) else {"id": annotation}      # some exports have numbers only
             try:
                 found = _acts(task, annotation, layout, session)
             except NoLabel as reason:
@@ -222,7 +223,7 @@ def _judgements(results: object, answers: dict[str, Response], layout: Layout) -
         raise NoLabel("its result is not a list of results")
     if not results:
         raise NoLabel("it was submitted empty")
-    said = {result.get("from_name"): result.get("value") for result in results}
+    said = {str(result.get("from_name")): result.get("value") for result in results}
     verdict, groups = _verdict(said, layout), _groups(said.get(layout.control), answers, layout)
     if verdict in TIES and groups and not layout.ranks:
         raise NoLabel("it prefers one answer and says that both are alike")
