@@ -32,7 +32,7 @@ def read_answer_pairs(path: str | Path) -> list[dict]:
     if lacking:
         raise BadData(lacking)
     candidates = [{"prompt": row["prompt"],
-                   "responses": [{"id": name, "text": row[name], "model": str(path), "settings": {}} for name in ("answer1", "answer2")]}
+                   "responses": [{"id": name, "text": row[name], "model": Path(path).name, "settings": {}} for name in ("answer1", "answer2")]}
                   for row in rows]
     check_candidates(candidates, str(path))
     return candidates
