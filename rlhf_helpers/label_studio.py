@@ -62,15 +62,16 @@ class LabelStudio:
 
     # ---- what a team does
 
-    def project(self, title: str, ranking: bool = False) -> int:
+    def project(self, title: str, ranking: bool = False, annotators: int = 1) -> int:
         """The number of the project with this title, made from the committed labelling configuration if there is none: pairs of
-        answers, or with `ranking` whole sets. Predictions are not shown in it to annotators, because they would lead them."""
+        answers, or with `ranking` whole sets; each task is offered until so many `annotators` have judged it. Predictions are not
+        shown to them, because they would lead them."""
         for number in self._projects(title):
             if self._layout(number).ranks != ranking:
                 raise LabelStudioError(f'Project {number} is called "{title}" and asks for something else. Choose another title.')
             return number
         configuration = (RANKING if ranking else PAIRWISE).read_text(encoding="utf-8")
-        settings = {"title": title, "label_config": configuration, "show_collab_predictions": False}
+        settings = {"title": title, "label_config": configuration, "maximum_annotations": annotators, "show_collab_predictions": False}
         return self._json("POST", "/api/projects/", "id", json=settings)
 
     def push(self, project: int, store: LabelStore, candidates: Iterable[dict], seed: int = 0) -> int:
@@ -153,7 +154,7 @@ class LabelStudio:
     # ---- requests
 
     def _json(self, method: str, path: str, *parts: str, **content) -> Any:
-        """These parts of what the server answers."""
+        """What the server answers, or these parts of it."""
         if self._token.personal and not self._token.access:
             self._exchange()
         response = self._send(method, path, auth=self._token, **content)
@@ -189,7 +190,8 @@ class LabelStudio:
             reason = REASONS.get(status, "The server refuses this ({detail}).")
             raise LabelStudioError(f"{reason.format(detail=self._detail(response))} (HTTP {status})")
         with suppress(requests.JSONDecodeError, KeyError, TypeError):
-            return itemgetter(*parts)(response.json()) if parts else None
+            answer = response.json()
+            return itemgetter(*parts)(answer) if parts else answer
         raise LabelStudioError("Something answers at LABEL_STUDIO_URL, but it is not Label Studio. Check the address.")
 
     def _detail(self, response: requests.Response) -> str:

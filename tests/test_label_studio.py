@@ -46,9 +46,9 @@ def test_scores_become_predictions(annotator, tmp_path, ranking):
     check_scores(annotator, tmp_path, "scores", ranking)
 
 
-def test_projects_never_show_predictions_before_a_judgement(fake):
-    number = LabelStudio().project("pairs")
-    assert fake.projects[number]["show_collab_predictions"] is False
+def test_projects_show_no_predictions_and_ask_as_many_annotators_as_wanted(fake):
+    number = LabelStudio().project("pairs", annotators=3)
+    assert (fake.projects[number]["show_collab_predictions"], fake.projects[number]["maximum_annotations"]) == (False, 3)
 
 
 def test_a_title_is_found_on_any_page_and_not_taken_for_another_task(fake):
