@@ -221,7 +221,7 @@ def chain(error):
 
 def test_a_server_that_is_not_there_or_too_slow(fake, monkeypatch):
     monkeypatch.setattr(label_studio, "TIMEOUT", (1, 0.2))
-    fake.before = lambda method, path: time.sleep(0.5)
+    fake.before = lambda method, path: time.sleep(0.5) or "hang up"
     with pytest.raises(LabelStudioError, match="took too long to answer. Wait until it is less busy"):
         LabelStudio().project("pairs")
     fake.stop()

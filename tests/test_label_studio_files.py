@@ -1,11 +1,10 @@
 """Label Studio's files: exports as a server of version 1.23.2 wrote them (`label_studio_exports/`), and prompts with two answers."""
 import json
-from pathlib import Path
 
 import pytest
 
 from rlhf_helpers.formats import BadData
-from rlhf_helpers.labelling.label_studio_files import import_export, read_answer_pairs
+from rlhf_helpers.labelling.label_studio_files import read_answer_pairs
 from rlhf_helpers.labelling.session import LabellingSession
 from rlhf_helpers.labelling.store import LabelStore
 
