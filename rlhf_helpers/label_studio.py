@@ -105,9 +105,10 @@ class LabelStudio:
         for page in self._pages(project):
             tasks = [task for task in page if version not in {old["model_version"] for old in task["predictions"]}]
             predictions = _predictions(tasks, layout, rewards, version)
-            if predictions:
-                self._json("POST", f"/api/projects/{project}/import/predictions", json=predictions)
-            count += len(predictions)
+            created = self._json("POST", f"/api/projects/{project}/import/predictions", "created", json=predictions) if predictions else 0
+            if created != len(predictions):                      # it says 201 all the same, and the reason only in its log
+                raise LabelStudioError(f"The server took {created} of {len(predictions)} predictions. Its log says why.")
+            count += created
         return count
 
     def pull(self, project: int, store: LabelStore) -> Audit:

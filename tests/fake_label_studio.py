@@ -94,9 +94,10 @@ class FakeLabelStudio:
     def _import_predictions(self, project, body):
         if any(item["task"] not in self.tasks for item in body):
             raise Refused(400, {"validation_errors": ["Invalid task ID"]})
-        for item in body:
+        good = [item for item in body if "," not in item["result"][0]["to_name"]]        # the others go without a word, as there
+        for item in good:
             self.tasks[item["task"]]["predictions"].append({"id": next(self.numbers), **item})
-        return 201, {"created": len(body)}
+        return 201, {"created": len(good)}
 
     def _annotate(self, task, body):
         annotation = {"was_cancelled": False, "lead_time": None} | body | {

@@ -261,6 +261,15 @@ def test_rewards_that_are_no_numbers_and_buckets_are_refused(fake, store):
         server.push_scores(9, lambda prompts, answers: [0.0] * len(answers), "rm")
 
 
+def test_predictions_that_the_server_drops_without_a_word_are_noticed(fake, store):
+    server = LabelStudio()
+    project = server.project("pairs")
+    server.push(project, store, candidates(2))
+    fake.after = lambda method, path: (201, {"created": 1}) if path.endswith("predictions") else None
+    with pytest.raises(LabelStudioError, match="took 1 of 2 predictions. Its log says why"):
+        server.push_scores(project, lambda prompts, answers: [0.0] * len(answers), "rm")
+
+
 def test_tasks_of_others_in_the_project_are_left_alone(fake, store, annotator):
     server = LabelStudio()
     project = server.project("pairs")

@@ -9,7 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from run import LABEL_STUDIO, LABEL_STUDIO_VENV
 COMMAND = shutil.which(os.environ.get("RLHF_LABEL_STUDIO", LABEL_STUDIO_VENV / "bin" / "label-studio"))
 USER, PASSWORD, LEGACY = "ann@example.invalid", "a password for tests", "0123456789abcdef0123456789abcdef01234567"
 SECONDS_TO_START = 900
+SUBMIT, TEXT = "[data-testid=bottombar-submit-button]", ".lsf-richtext__line"
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(SECONDS_TO_START + 300),
               pytest.mark.skipif(not COMMAND, reason="no Label Studio here; `python3 run.py test --label-studio` installs it")]
 
@@ -161,21 +162,99 @@ def test_every_export_says_the_same_as_the_pull(annotator, tmp_path, store, rank
 def page(address):
     """A page of a real browser in which the user is logged in; it may speak to this computer only."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here")
-    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
-    if not browser_path:
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if not path:
         pytest.skip("no Chromium here")
-    with playwright.sync_playwright() as tool:
-        browser = tool.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        outside = []
-        page.route(lambda url: not url.startswith((address, "data:", "blob:")),
-                   lambda route: (outside.append(route.request.url), route.abort()))
-        page.set_default_timeout(60_000)
-        page.goto(f"{address}/user/login")
-        page.fill("input[name=email]", USER)
-        page.fill("input[name=password]", PASSWORD)
-        page.press("input[name=password]", "Enter")
-        page.wait_for_url("**/projects**")
+    with playwright.sync_playwright() as tool, logged_in(tool.chromium.launch(executable_path=path, args=["--no-sandbox"]), address) as page:
         yield page
-        browser.close()
+
+
+@contextmanager
+def logged_in(browser, address):
+    page, outside = browser.new_page(viewport={"width": 1400, "height": 1000}), []
+    page.route(lambda url: not url.startswith((address, "data:", "blob:")),
+               lambda route: (outside.append(route.request.url), route.abort()))
+    page.set_default_timeout(120_000)
+    page.goto(f"{address}/user/login")
+    page.fill("input[name=email]", USER)
+    page.fill("input[name=password]", PASSWORD)
+    page.press("input[name=password]", "Enter")
+    page.wait_for_url(lambda url: "login" not in url, wait_until="commit")
+    yield page
+    browser.close()
     assert outside == []
+
+
+def open_task(page, address, project, task):
+    page.goto(f"{address}/projects/{project}/data?task={task['id']}")
+    page.locator(SUBMIT).wait_for()
+    page.locator(TEXT, has_text=task["data"]["prompt"]).first.wait_for()
+
+
+def submit(page, annotator, task):
+    """Press the button and wait until the server has it."""
+    page.locator(SUBMIT).click()
+    for _ in range(120):
+        if found := annotator.call("GET", f"/api/tasks/{task['id']}/")["annotations"]:
+            return found[0]
+        page.wait_for_timeout(500)
+    raise AssertionError("the page saved nothing")
+
+
+ROWS = [{"prompt": f"How do I sleep better, {name}?", "responses": [
+    {"id": str(place), "text": f"{text} ({name})", "model": "m", "settings": {}} for place, text in enumerate(("Early.", "Late.", "Never."))]}
+    for name in ("Ann", "Bob", "Eve")]
+
+
+def test_pairs_judged_in_the_page_come_out_as_chosen(annotator, page, store):
+    check_pairs_in_the_page(annotator, page, store)
+
+
+def test_a_ranking_made_in_the_page_counts_once_it_is_confirmed(annotator, page, store):
+    check_ranking_in_the_page(annotator, page, store)
+
+
+def check_pairs_in_the_page(annotator, page, store):
+    server = LabelStudio()
+    project = server.project("pairs in the page")
+    server.push(project, store, [row | {"responses": row["responses"][:2]} for row in ROWS])
+    server.push_scores(project, lambda prompts, answers: [float(len(answer)) for answer in answers], "rm")
+    left, right, bad = tasks_of(server, project)
+    wanted = {left["id"]: left["data"]["left"], right["id"]: right["data"]["right"]}
+    for task in (left, right):
+        open_task(page, annotator.address, project, task)
+        page.locator(TEXT, has_text=wanted[task["id"]]).click()
+        submit(page, annotator, task)
+    open_task(page, annotator.address, project, bad)
+    while not page.get_by_role("checkbox", name="Both bad").is_checked():       # a key that comes before the page listens is lost
+        page.keyboard.press("b")
+        page.wait_for_timeout(2000)
+    submit(page, annotator, bad)
+    audit = server.pull(project, store)
+    assert (audit.labels, audit.dropped) == (3, []), audit
+    assert [label.verdict for label in store.labels()] == [*(Response(text).id for text in wanted.values()), "tie_bad"]
+    assert all(label.shown_ms for label in store.labels())
+
+
+def check_ranking_in_the_page(annotator, page, store):
+    server = LabelStudio()
+    project = server.project("a ranking in the page", ranking=True)
+    server.push(project, store, ROWS[:1])
+    (task,) = tasks_of(server, project)
+    open_task(page, annotator.address, project, task)
+    page.locator(SUBMIT).click()
+    page.get_by_text("Say that this is your order").wait_for()                  # refused: nobody has said that the order is meant
+    page.keyboard.press("Escape")
+    assert annotator.call("GET", f"/api/tasks/{task['id']}/")["annotations"] == []
+    first, second, third = (item["id"] for item in task["data"]["answers"])
+    page.locator(f"[data-rbd-drag-handle-draggable-id='{first}']").focus()
+    for key in ("Space", "ArrowDown", "Space"):
+        page.keyboard.press(key)
+        page.wait_for_timeout(1000)                                             # the list moves
+    page.get_by_text("This is my order").click()
+    submit(page, annotator, task)
+    audit = server.pull(project, store)
+    assert (audit.labels, audit.dropped) == (1, []), audit
+    order = [second, first, third]
+    assert [label.preferred for label in store.labels()] == [min(label.shown_order, key=order.index) for label in store.labels()]
+    assert len(store.labels()) == 3

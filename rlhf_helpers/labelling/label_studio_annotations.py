@@ -31,7 +31,7 @@ class NoLabel(ValueError):
 
 @dataclass(frozen=True)
 class Layout:
-    """What a labelling configuration asks for. `control` is the name of its Pairwise or Ranker, `compared` what that is for, `fields` are
+    """What a labelling configuration asks for. `control` is the name of its Pairwise or Ranker, `compared` the first name that it is for, `fields` are
     the fields of a task's data with the answers: two from left to right, or one with the list to rank; `buckets` the Ranker's, best
     first; `verdicts` the names of the Choices that offer a tie or ask if the order was meant, `confirms` whether one does the latter."""
 
@@ -87,7 +87,7 @@ def layout_of(configuration: str) -> Layout:
                          f"of a <List>. Start from {PAIRWISE.name} or {RANKING.name} in data/label_studio.")
     offers = {tag.get("name"): {choice.get("alias") or choice.get("value") for choice in tag.iter("Choice")}
               for tag in tags if tag.tag == "Choices"}
-    return Layout(controls[0].get("name"), controls[0].get("toName"), fields,
+    return Layout(controls[0].get("name"), names[0].strip(), fields,
                   buckets=tuple(bucket.get("name") for bucket in controls[0].iter("Bucket")),
                   verdicts=tuple(name for name, offer in offers.items() if offer & {*TIES, ORDERED}),
                   confirms=any(ORDERED in offer for offer in offers.values()))
