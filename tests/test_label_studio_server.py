@@ -19,7 +19,7 @@ from label_studio_round_trip import Annotator, candidates, check_pairs, check_ra
 from rlhf_helpers.label_studio import LabelStudio, LabelStudioError
 from rlhf_helpers.labelling.label_studio_annotations import PAIRWISE, RANKING
 from rlhf_helpers.labelling.label_studio_files import import_export
-from rlhf_helpers.labelling.store import LabelStore
+from rlhf_helpers.labelling.store import LabelStore, Response
 from run import LABEL_STUDIO, LABEL_STUDIO_VENV
 
 COMMAND = shutil.which(os.environ.get("RLHF_LABEL_STUDIO", LABEL_STUDIO_VENV / "bin" / "label-studio"))
@@ -126,6 +126,10 @@ def test_personal_tokens_and_a_server_that_allows_no_others(annotator, store, mo
         restored.raise_for_status()
 
 
+def facts(store):
+    return sorted((label.comparison_id, label.verdict, label.annotator, label.shown_order, label.at) for label in store.labels())
+
+
 @pytest.mark.parametrize("ranking", [False, True])
 def test_every_export_says_the_same_as_the_pull(annotator, tmp_path, store, ranking):
     """JSON, JSON_MIN, CSV and TSV of one project: the same labels, and together nothing twice."""
@@ -140,7 +144,7 @@ def test_every_export_says_the_same_as_the_pull(annotator, tmp_path, store, rank
         else:
             annotator.judge(task["id"], [prefer("left"), prefer("right"), choose("tie_good"), choose("tie_bad")][place % 4])
     server.pull(project, store)
-    wanted = sorted((label.comparison_id, label.verdict, label.annotator, label.shown_order, label.at) for label in store.labels())
+    wanted = facts(store)
     together, configuration = LabelStore(tmp_path / "together.sqlite"), RANKING if ranking else PAIRWISE
     for form, ending in (("JSON", "json"), ("JSON_MIN", "json"), ("CSV", "csv"), ("TSV", "tsv")):
         path, alone = tmp_path / f"{form}.{ending}", LabelStore(tmp_path / f"{form}.sqlite")
@@ -150,8 +154,7 @@ def test_every_export_says_the_same_as_the_pull(annotator, tmp_path, store, rank
         for into in (alone, together):
             audit = import_export(into, path, configuration)
             assert (audit.labels, audit.dropped) == (7, []), audit
-            found = sorted((label.comparison_id, label.verdict, label.annotator, label.shown_order, label.at) for label in into.labels())
-            assert found == wanted
+            assert facts(into) == wanted
     assert len(together.events()) == len(store.events()) == len(wanted)
 
 
@@ -165,8 +168,9 @@ def page(address):
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if not path:
         pytest.skip("no Chromium here")
-    with playwright.sync_playwright() as tool, logged_in(tool.chromium.launch(executable_path=path, args=["--no-sandbox"]), address) as page:
-        yield page
+    with playwright.sync_playwright() as tool:
+        with logged_in(tool.chromium.launch(executable_path=path, args=["--no-sandbox"]), address) as page:
+            yield page
 
 
 @contextmanager
@@ -201,9 +205,9 @@ def submit(page, annotator, task):
     raise AssertionError("the page saved nothing")
 
 
-ROWS = [{"prompt": f"How do I sleep better, {name}?", "responses": [
-    {"id": str(place), "text": f"{text} ({name})", "model": "m", "settings": {}} for place, text in enumerate(("Early.", "Late.", "Never."))]}
-    for name in ("Ann", "Bob", "Eve")]
+ROWS = [{"prompt": f"How do I sleep better, {name}?",
+         "responses": [{"id": text, "text": f"{text} ({name})", "model": "m", "settings": {}} for text in ("Early.", "Late.", "Never.")]}
+        for name in ("Ann", "Bob", "Eve")]
 
 
 def test_pairs_judged_in_the_page_come_out_as_chosen(annotator, page, store):
@@ -256,5 +260,5 @@ def check_ranking_in_the_page(annotator, page, store):
     audit = server.pull(project, store)
     assert (audit.labels, audit.dropped) == (1, []), audit
     order = [second, first, third]
-    assert [label.preferred for label in store.labels()] == [min(label.shown_order, key=order.index) for label in store.labels()]
-    assert len(store.labels()) == 3
+    labels = store.labels()
+    assert [label.preferred for label in labels] == [min(label.shown_order, key=order.index) for label in labels] and len(labels) == 3

@@ -31,9 +31,12 @@ class NoLabel(ValueError):
 
 @dataclass(frozen=True)
 class Layout:
-    """What a labelling configuration asks for. `control` is the name of its Pairwise or Ranker, `compared` the first name that it is for, `fields` are
-    the fields of a task's data with the answers: two from left to right, or one with the list to rank; `buckets` the Ranker's, best
-    first; `verdicts` the names of the Choices that offer a tie or ask if the order was meant, `confirms` whether one does the latter."""
+    """What a labelling configuration asks for.
+
+    `control` is the name of its Pairwise or Ranker, `compared` the first name that this is for, `fields` are the fields of a task's
+    data with the answers: two from left to right, or one with the list to rank. `buckets` are the Ranker's, best first; `verdicts`
+    the names of the Choices that offer a tie or ask if the order was meant, `confirms` whether one does the latter.
+    """
 
     control: str
     compared: str

@@ -18,7 +18,7 @@ def import_export(store: LabelStore, path: str | Path, configuration: str | Path
     layout = layout_of(Path(configuration).read_text(encoding="utf-8"))
     tasks = _list(path) if path.suffix.lower() == ".json" else _table(path)
     if not all("annotations" in task for task in tasks):
-        tasks = [_task(row, layout) for row in tasks]
+        tasks = _tasks(tasks, layout)
     record_tasks(store, tasks, layout, f"Label Studio file {path.name}", audit)
     return audit
 
@@ -31,9 +31,8 @@ def read_answer_pairs(path: str | Path) -> list[dict]:
                for name in ("prompt", "answer1", "answer2") if name not in row]
     if lacking:
         raise BadData(lacking)
-    candidates = [{"prompt": row["prompt"],
-                   "responses": [{"id": name, "text": row[name], "model": Path(path).name, "settings": {}} for name in ("answer1", "answer2")]}
-                  for row in rows]
+    candidates = [{"prompt": row["prompt"], "responses": [
+        {"id": name, "text": row[name], "model": Path(path).name, "settings": {}} for name in ("answer1", "answer2")]} for row in rows]
     check_candidates(candidates, str(path))
     return candidates
 
@@ -53,11 +52,19 @@ def _table(path: Path) -> list[dict]:
     return rows
 
 
-def _task(row: dict, layout: Layout) -> dict:
-    """A row of JSON_MIN or of a table, which is one annotation, as the task with that annotation that JSON would have."""
+def _tasks(rows: list[dict], layout: Layout) -> list[dict]:
+    """The rows of JSON_MIN or of a table, each an annotation or a task without one, as tasks with annotations that JSON would have."""
+    tasks = {}
+    for place, row in enumerate(rows):
+        task = tasks.setdefault(row.get("id") or f"row {place + 1}", {"id": row.get("id"), "data": row, "annotations": []})
+        if row.get("annotation_id"):
+            task["annotations"].append(_annotation(row, layout))
+    return list(tasks.values())
+
+
+def _annotation(row: dict, layout: Layout) -> dict:
     said = {name: parsed(row.get(name)) for name in (layout.control, *layout.verdicts)}
     results = [{"from_name": name, "value": value[0] if isinstance(value, list) and len(value) == 1 else {"choices": [value]}}
                for name, value in said.items() if value]
-    annotation = {"id": row.get("annotation_id"), "completed_by": row.get("annotator"), "result": results,
-                  **{name: row.get(name) for name in ("created_at", "updated_at", "lead_time")}}
-    return {"id": row.get("id"), "data": row, "annotations": [annotation] if row.get("annotation_id") else []}
+    return {"id": row["annotation_id"], "completed_by": row.get("annotator"), "result": results,
+            **{name: row.get(name) for name in ("created_at", "updated_at", "lead_time")}}
