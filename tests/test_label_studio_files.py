@@ -94,7 +94,7 @@ def test_a_file_that_is_no_export_is_refused(tmp_path, store, name, content, mes
 def test_annotations_of_which_only_the_number_was_exported(tmp_path, store):
     task = {"id": 1, "data": {"prompt": "p", "left": "a", "right": "b"}, "annotations": [5]}
     audit = import_export(store, write(tmp_path / "a.json", [task]))
-    assert audit.dropped == ["task 1, annotation 5: it does not say who made it"]
+    assert audit.dropped == ["task 1, annotation 5: its result is not a list of results"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

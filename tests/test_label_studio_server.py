@@ -26,6 +26,7 @@ COMMAND = shutil.which(os.environ.get("RLHF_LABEL_STUDIO", LABEL_STUDIO_VENV / "
 USER, PASSWORD, LEGACY = "ann@example.invalid", "a password for tests", "0123456789abcdef0123456789abcdef01234567"
 SECONDS_TO_START = 900
 SUBMIT, TEXT = "[data-testid=bottombar-submit-button]", ".lsf-richtext__line"
+CAN_UNDO = "[data-testid=bottombar-undo-button]:not([disabled])"
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(SECONDS_TO_START + 300),
               pytest.mark.skipif(not COMMAND, reason="no Label Studio here; `python3 run.py test --label-studio` installs it")]
 
@@ -195,6 +196,17 @@ def open_task(page, address, project, task):
     page.locator(TEXT, has_text=task["data"]["prompt"]).first.wait_for()
 
 
+def until_taken(page, act):
+    """Do it, and again if the page did not listen yet: it has taken an act when there is something to undo."""
+    for _ in range(10):
+        act()
+        for _ in range(20):
+            if page.locator(CAN_UNDO).count():
+                return
+            page.wait_for_timeout(500)
+    raise AssertionError("the page does not listen")
+
+
 def submit(page, annotator, task):
     """Press the button and wait until the server has it."""
     page.locator(SUBMIT).click()
@@ -227,12 +239,10 @@ def check_pairs_in_the_page(annotator, page, store):
     wanted = {left["id"]: left["data"]["left"], right["id"]: right["data"]["right"]}
     for task in (left, right):
         open_task(page, annotator.address, project, task)
-        page.locator(TEXT, has_text=wanted[task["id"]]).click()
+        until_taken(page, page.locator(TEXT, has_text=wanted[task["id"]]).click)
         submit(page, annotator, task)
     open_task(page, annotator.address, project, bad)
-    while not page.get_by_role("checkbox", name="Both bad").is_checked():       # a key that comes before the page listens is lost
-        page.keyboard.press("b")
-        page.wait_for_timeout(2000)
+    until_taken(page, lambda: page.keyboard.press("b"))
     submit(page, annotator, bad)
     audit = server.pull(project, store)
     assert (audit.labels, audit.dropped) == (3, []), audit
