@@ -64,8 +64,7 @@ class LabelStudio:
 
     def project(self, title: str, ranking: bool = False, annotators: int = 1) -> int:
         """The number of the project with this title, made from the committed labelling configuration if there is none: pairs of
-        answers, or with `ranking` whole sets; each task is offered until so many `annotators` have judged it. Predictions are not
-        shown to them, because they would lead them."""
+        answers, or with `ranking` whole sets; each task is offered until so many `annotators` have judged it."""
         for number in self._projects(title):
             if self._layout(number).ranks != ranking:
                 raise LabelStudioError(f'Project {number} is called "{title}" and asks for something else. Choose another title.')
@@ -98,6 +97,9 @@ class LabelStudio:
 
         `rewards(prompts, answers)` gives each answer a score; the higher one is preferred. The prediction's own score is how probable
         that is after Bradley and Terry (in a ranking for its closest neighbours): ordered by it, doubtful tasks come first.
+
+        The page of Label Studio 1.23.2 begins a new judgement with the prediction of its task, although the project asks it not to.
+        That leads annotators, so push scores when the judging is done, or into a project of their own; `pull` lists such judgements.
         """
         layout, count = self._layout(project), 0
         if layout.buckets:

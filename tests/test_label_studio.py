@@ -46,7 +46,7 @@ def test_scores_become_predictions(annotator, tmp_path, ranking):
     check_scores(annotator, tmp_path, "scores", ranking)
 
 
-def test_projects_show_no_predictions_and_ask_as_many_annotators_as_wanted(fake):
+def test_projects_ask_for_no_predictions_and_as_many_annotators_as_wanted(fake):
     number = LabelStudio().project("pairs", annotators=3)
     assert (fake.projects[number]["show_collab_predictions"], fake.projects[number]["maximum_annotations"]) == (False, 3)
 

@@ -165,6 +165,11 @@ def test_careless_labels_are_kept_and_listed(read, data, seconds, doubt):
     assert len(labels) == 1 and audit.suspects == ([f"task 3, annotation 1: {doubt}"] if doubt else [])
 
 
+def test_judgements_that_began_with_a_prediction_are_listed(read):
+    _, audit = read(PAIRS, PAIR, annotation([selected("right")], parent_prediction=12), annotation([selected("left")], 2, 8))
+    assert audit.labels == 2 and audit.suspects == ["task 3, annotation 1: the page had filled it in from a model's prediction"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Rankings
 

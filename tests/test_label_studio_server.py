@@ -234,7 +234,6 @@ def check_pairs_in_the_page(annotator, page, store):
     server = LabelStudio()
     project = server.project("pairs in the page")
     server.push(project, store, [row | {"responses": row["responses"][:2]} for row in ROWS])
-    server.push_scores(project, lambda prompts, answers: [float(len(answer)) for answer in answers], "rm")
     left, right, bad = tasks_of(server, project)
     wanted = {left["id"]: left["data"]["left"], right["id"]: right["data"]["right"]}
     for task in (left, right):

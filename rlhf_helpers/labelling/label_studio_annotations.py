@@ -302,6 +302,8 @@ def _count(task: dict, annotation: dict, layout: Layout, acts: list[tuple[Compar
     if seconds is not None and words > FASTEST_WORDS_A_SECOND * seconds:
         as_shown = layout.ranks and all(event.preferred == event.shown_order[0] for _, event in acts)
         doubts.append(f"{words} words in {seconds:.1f} s" + (", and the order is as shown" if as_shown else ""))
+    if annotation.get("parent_prediction") is not None:
+        doubts.append("the page had filled it in from a model's prediction")
     if not all(text.strip() for text in texts):
         doubts.append("an answer is empty")
     if len(set(texts)) < len(texts):
