@@ -194,6 +194,8 @@ def open_task(page, address, project, task):
     page.goto(f"{address}/projects/{project}/data?task={task['id']}")
     page.locator(SUBMIT).wait_for()
     page.locator(TEXT, has_text=task["data"]["prompt"]).first.wait_for()
+    page.wait_for_load_state("networkidle")                  # until then the page may begin the judgement anew
+    page.wait_for_timeout(2000)
 
 
 def until_taken(page, act):
