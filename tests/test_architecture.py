@@ -12,7 +12,9 @@ PACKAGE = Path(formats.__file__).parent
 LAYERS = [  # a module may import its own layer and those before it
     ("formats", "statistics", "notebook"),
     ("world.catalogue", "world.grammar", "world.judge", "world.annotators", "world.splits"),
-    ("labelling", "labelling.store", "labelling.session", "labelling.agreement", "labelling.export", "labelling.plain_view"),
+    ("labelling", "labelling.store", "labelling.session", "labelling.agreement", "labelling.export", "labelling.plain_view",
+     "labelling.label_studio_annotations", "labelling.label_studio_files"),
+    ("label_studio",),
     ("profiles", "runs"),
     ("models", "training"),
     ("base_model", "instructions", "sft", "rewards", "rl", "dpo"),
@@ -36,6 +38,7 @@ SPECIAL = {  # libraries that only these modules may load, here with the reason 
     "psutil": {"series"},
     "nbformat": {"series", "bootstrap"},
     "packaging": {"colab"},
+    "requests": {"label_studio"},
 }
 USUAL = {"numpy", "scipy"}
 

@@ -335,6 +335,11 @@ class LabelStore:
         rows = self._rows("SELECT id, comparison_id FROM live WHERE annotator = ? ORDER BY seq DESC", annotator)
         return [tuple(row) for row in rows]
 
+    def live_acts(self, session: str) -> list[tuple[str, str, str]]:
+        """(event id, pair id, annotator) of what was said in this session and is not undone."""
+        rows = self._rows("SELECT id, comparison_id, annotator FROM live WHERE session = ? ORDER BY seq", session)
+        return [tuple(row) for row in rows]
+
     def labels(self) -> list[Label]:
         """What every annotator says now, skips included, in the order in which they said it."""
         lengths = self._lengths()
