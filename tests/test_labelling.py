@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from label_makers import CANDIDATES, FOUR, candidate_set, many
 
 from rlhf_helpers import formats
 from rlhf_helpers.labelling import plain_view
@@ -33,15 +34,6 @@ def no_swallowed_errors(caplog, request):
 @pytest.fixture
 def raises_in_callback():
     """For the test that wants an error in a callback."""
-
-
-def candidate_set(number, texts=("Go to bed early.", "Drink tea at night, and sing.")):
-    return {"prompt": f"How do I sleep better? ({number})",
-            "responses": [{"id": f"r{place}", "text": f"{text} ({number})", "model": f"m{place}", "settings": {}}
-                          for place, text in enumerate(texts)]}
-
-
-CANDIDATES = [candidate_set(number) for number in range(20)]
 
 
 @pytest.fixture
@@ -393,10 +385,6 @@ def test_six_thousand_simulated_labels_are_quick(store):
 # ---------------------------------------------------------------------------------------------------------------------
 # What a session can do beyond a plain choice
 
-def many(number):
-    return [candidate_set(each) for each in range(number)]
-
-
 def test_details_of_an_act_are_kept_with_their_answer(session):
     shown = session.current
     session.choose(shown.pair_id, "right", 900, strength="clearly", flags=[["unsafe", "other"], []], note="says to drink",
@@ -492,9 +480,6 @@ def test_gold_pairs_are_mixed_in_measured_and_left_out(store, tmp_path):
             "rejected": CANDIDATES[0]["responses"][1]["text"]}
     with pytest.raises(ValueError, match="gold, row 1: the same pair is among the candidates"):
         LabellingSession(store, many(3), "bob", gold=[twin])
-
-
-FOUR = ("One.", "Two two.", "Three three three.", "Four four four four.")
 
 
 def test_a_ranking_becomes_pairs_that_know_their_group(store, tmp_path):
@@ -644,20 +629,20 @@ def test_view_saves_moves_on_and_counts(session):
     verdicts = [said[shown.pair_id].verdict for shown in seen]
     assert verdicts == [seen[0].left.id, seen[1].right.id, "tie_good", "tie_bad", "skip"]
     assert all(label.shown_ms is not None for label in said.values() if label.choice != "skip")
-    assert "saved 5 of 4 (1 skipped). That is enough" in view.message.value
+    assert "Saved 5 of 4 (1 skipped). That is enough" in view.message.value
     press(view, "Undo")
     press(view, "Undo")
-    assert session.current == seen[3] and "saved 3 of 4." in view.message.value
+    assert session.current == seen[3] and "Saved 3 of 4." in view.message.value
 
 
 def test_view_at_the_end_and_back(store):
     view = plain_view.PlainView(LabellingSession(store, CANDIDATES[:1], "ann"))
     assert view.buttons["Undo"].disabled
     press(view, "Both good")
-    assert "All pairs are done" in view.prompt.value and "saved 1 of 1" in view.message.value
+    assert "All pairs are done" in view.prompt.value and "Saved 1 of 1" in view.message.value
     assert [text for text, button in view.buttons.items() if not button.disabled] == ["Undo"]
     press(view, "Undo")
-    assert "sleep better" in view.prompt.value and "saved 0 of 1" in view.message.value
+    assert "sleep better" in view.prompt.value and "Saved 0 of 1" in view.message.value
 
 
 def test_view_refuses_a_second_click_on_a_pair_that_has_gone(session):
@@ -689,7 +674,7 @@ def test_view_shows_a_failed_save_and_keeps_the_pair(session):
     assert session.current == shown and shown.left.text in view.left.value
     connection.execute("PRAGMA query_only = OFF")
     press(view, "Left is better")
-    assert "saved 1 of 20" in view.message.value
+    assert "Saved 1 of 20" in view.message.value
 
 
 def test_view_shows_an_unforeseen_error_and_passes_it_on(session, monkeypatch, raises_in_callback):

@@ -137,7 +137,7 @@ def dawid_skene(labels: Iterable[Label]) -> pd.DataFrame:
     reliable each one is follows from the labels alone: whoever agrees with the others on what they agree on. Empty if
     there are no labels.
     """
-    from crowdkit.aggregation import DawidSkene              # slow to load, and seldom needed
+    from crowdkit.aggregation import DawidSkene  # slow to load, and seldom needed
     pairs = _by_pair(labels)
     rows = [(pair_id, label.annotator, _category(label)) for pair_id, given in pairs.items() for label in given]
     if not rows:

@@ -17,7 +17,6 @@ from ..formats import BadData, Problem, Rows, as_text, read_judgements, read_pre
 from .export import COLUMNS
 from .store import FLAGS, STRENGTHS, Comparison, Event, LabelStore, Response
 
-
 REQUIRED = ("prompt", "left", "right", "choice", "annotator")
 CHOICES = ("left", "right", "tie_good", "tie_bad", "tie", "skip")
 

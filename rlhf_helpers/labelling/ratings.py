@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 from evalica import Winner
 
-from .store import Label, LabelStore, pairs_in
+from .store import BOTH, Label, LabelStore, pairs_in
 
-BOTH = " + "            # between the names of models that gave the very same answer
 Ratings = dict[str, dict]
 
 

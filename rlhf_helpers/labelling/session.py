@@ -29,7 +29,11 @@ class StaleAct(RuntimeError):
     """The act was about a pair that is not on the screen any more; nothing was saved."""
 
 
-class Unconfirmed(ValueError):
+class BadAct(ValueError):
+    """What was entered says nothing that could be saved; the message says what to enter."""
+
+
+class Unconfirmed(BadAct):
     """The ranking is the order in which the answers were shown, which needs a second press; nothing was saved."""
 
 
@@ -106,13 +110,13 @@ def pairs_of(candidates: Iterable[dict]) -> tuple[list[Comparison], int]:
 
 
 def parse_ranking(text: str, answers: int) -> list[list[int]]:
-    """The groups of `3 1=2 4`: numbers on the screen, best first, = for a tie. Raises ValueError, with what to type, if
+    """The groups of `3 1=2 4`: numbers on the screen, best first, = for a tie. Raises BadAct, with what to type, if
     a number is missing, double or unknown."""
     groups = [[int(number) for number in group.split("=")] for group in
               re.sub(r"\s*=\s*", "=", text.strip()).split() if re.fullmatch(r"\d+(=\d+)*", group)]
     said = [number for group in groups for number in group]
     if sorted(said) != list(range(1, answers + 1)) or re.search(r"[^\d=\s]", text):
-        raise ValueError(f"write each number from 1 to {answers} once, the best first, with = between equals: "
+        raise BadAct(f"write each number from 1 to {answers} once, the best first, with = between equals: "
                          f"{' '.join(map(str, range(answers, 2, -1)))} 1=2")
     return groups
 
@@ -135,7 +139,7 @@ def _gold_pairs(rows: Sequence[dict], ordinary: set[str]) -> list[Comparison]:
 
 def _flags(shown: Shown, flags: Sequence[Sequence[str]]) -> dict[str, list[str]]:
     if unknown := {flag for of_one in flags for flag in of_one} - set(FLAGS):
-        raise ValueError(f"flags {sorted(unknown)} are not known: use {', '.join(FLAGS)}")
+        raise BadAct(f"flags {sorted(unknown)} are not known: use {', '.join(FLAGS)}")
     return {answer.id: list(of_one) for answer, of_one in zip(shown.answers, flags) if of_one}
 
 
@@ -240,6 +244,11 @@ class LabellingSession:
         return Shown(pair_id, as_text(comparison.prompt), tuple(left_first))
 
     @property
+    def first(self) -> Shown:
+        """The first pair or set in the order of this annotator."""
+        return self._shown(next(iter(self._pairs)))
+
+    @property
     def current(self) -> Shown | None:
         """What to judge now, None when all is done."""
         with self._lock:
@@ -275,7 +284,7 @@ class LabellingSession:
         answer on the screen a list of FLAGS; `note`, any words; `ui`, the name of the view; `act_id`, an id made by the
         view, with which sending the act again changes nothing; `resent`, true for an act that waited in a view while
         there was nobody to take it, which is then taken as long as its pair has no label. Raises StaleAct if another
-        pair is on the screen, ValueError for an unknown choice, strength or flag, StoreError if it could not be saved;
+        pair is on the screen, BadAct for an unknown choice, strength or flag, StoreError if it could not be saved;
         the pair then stays.
         """
         with self._lock:
@@ -285,7 +294,7 @@ class LabellingSession:
              **more) -> Shown | None:
         """Rank the set on the screen: the numbers of the answers there (from 1), in groups, the best first; the answers
         of a group are equally good. Raises Unconfirmed for the order of the screen, unless it is `confirmed`,
-        ValueError if not every number comes once, else as `choose` does, whose `more` it takes too."""
+        BadAct if not every number comes once, else as `choose` does, whose `more` it takes too."""
         with self._lock:
             return self._act(pair_id, lambda: self._ranking(pair_id, groups, shown_ms, confirmed), **more)
 
@@ -333,12 +342,12 @@ class LabellingSession:
 
     def _judgement(self, pair_id: str, choice: str, shown_ms: int | None, strength: str | None) -> dict:
         if choice not in CHOICES:
-            raise ValueError(f"choice {choice!r} is not known: use one of {', '.join(CHOICES)}")
+            raise BadAct(f"choice {choice!r} is not known: use one of {', '.join(CHOICES)}")
         if strength is not None and strength not in STRENGTHS:
-            raise ValueError(f"strength {strength!r} is not known: use one of {', '.join(STRENGTHS)}, or None")
+            raise BadAct(f"strength {strength!r} is not known: use one of {', '.join(STRENGTHS)}, or None")
         shown = self._shown(pair_id)
         if len(shown.answers) > 2:
-            raise ValueError(f"{len(shown.answers)} answers are on the screen: rank them")
+            raise BadAct(f"{len(shown.answers)} answers are on the screen: rank them")
         preferred = {"left": shown.left.id, "right": shown.right.id}.get(choice)
         return {"kind": "label", "choice": "prefer" if preferred else choice, "preferred": preferred,
                 "shown_ms": shown_ms, "strength": STRENGTHS.get(strength) if preferred else None}
@@ -346,7 +355,7 @@ class LabellingSession:
     def _ranking(self, pair_id: str, groups: Sequence[Sequence[int]], shown_ms: int | None, confirmed: bool) -> dict:
         answers = self._shown(pair_id).answers
         if sorted(number for group in groups for number in group) != list(range(1, len(answers) + 1)):
-            raise ValueError(f"a ranking names each answer from 1 to {len(answers)} once, and this one says {groups}")
+            raise BadAct(f"a ranking names each answer from 1 to {len(answers)} once, and this one says {groups}")
         if not confirmed and [list(group) for group in groups] == [[number + 1] for number in range(len(answers))]:
             raise Unconfirmed("This is the order in which the answers were shown. Press once more if you mean it.")
         ranking = tuple(tuple(answers[number - 1].id for number in group) for group in groups if group)

@@ -25,6 +25,7 @@ PATIENCE = 30                       # seconds to wait for another writer
 APPLICATION_ID = 0x524C4846         # "RLHF": how the file is told from any other SQLite file
 VERSION = 2
 STRENGTHS = {"slightly": 1, "clearly": 3}         # of the four grades that the store has room for
+BOTH = " + "                        # between the names of models that gave the very same answer
 TABLES = ("comparison", "response", "annotator", "side", "event")
 FLAGS = ("unsafe", "wrong", "off topic", "other")
 
