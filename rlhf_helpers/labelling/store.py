@@ -282,7 +282,7 @@ class LabelStore:
         if owner != os.getpid():
             connection = sqlite3.connect(self.path, isolation_level=None)
             connection.row_factory = sqlite3.Row
-            for pragma in ("foreign_keys=ON", "synchronous=FULL", f"busy_timeout={1000 * PATIENCE}"):
+            for pragma in ("foreign_keys=ON", "synchronous=FULL", f"busy_timeout={int(1000 * PATIENCE)}"):
                 connection.execute(f"PRAGMA {pragma}")
             self._local.held = (os.getpid(), connection)
         return connection
