@@ -14,7 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-APPS = {"lab": ("jupyterlab", "LabApp", "lab/tree"), "notebook": ("notebook", "JupyterNotebookApp", "notebooks"), "voila": ("voila", "", "")}
+APPS = {"lab": ("jupyterlab", "LabApp", "lab/tree"), "notebook": ("notebook", "JupyterNotebookApp", "notebooks"),
+        "voila": ("voila", "", "")}
 READY = """async () => {
   for (let tries = 0; tries < 600 && !(window.jupyterapp?.restored); tries++) await new Promise((go) => setTimeout(go, 100));
   await jupyterapp.restored;

@@ -38,8 +38,10 @@ for row in candidates:
 store = LabelStore("labels.sqlite")
 """
 LABEL = 'label_view(LabellingSession(store, candidates, "ann", repeats=0.1), goal=20)'
-RANK = """sets = [dict(row, responses=[dict(row["responses"][0], id=str(n), text=f"{words} ({row['prompt']})") for n, words in
-  enumerate(("Sleep early.", "Drink some tea in the evening.", "Read a calm book for half an hour.", "Count sheep."))]) for row in candidates]
+RANK = """sets = [dict(row, responses=[
+  dict(row["responses"][0], id=str(n), text=f"{words} ({row['prompt']})") for n, words in
+  enumerate(("Sleep early.", "Drink some tea in the evening.", "Read a calm book for half an hour.", "Count sheep."))])
+  for row in candidates]
 label_view(LabellingSession(store, sets, "rita", task="rank"), goal=3)"""
 BUSY = "import time\nfor _ in range(80): time.sleep(0.1)"
 CHAT = 'chat_view(Chat({"sft": lambda p: "Sleep.", "dpo": lambda p: "Sleep well, and long."}, store, "chris"))'

@@ -21,7 +21,7 @@ def store(tmp_path):
     gold = [{"prompt": "Say hello.", "chosen": "Hello.", "rejected": "Go away."}]
     for name, choices in (("ann", ("left", "right", "tie_good", "tie_bad")), ("bob", ("left", "left", "right", "tie_good"))):
         session = LabellingSession(store, CANDIDATES[:14], name, gold=gold, repeats=0.2)
-        for place in range(16):
+        for place in range(16 if name == "ann" else 3):
             if session.current:
                 session.choose(session.current.pair_id, choices[place % 4], 1500 + place, strength=("slightly", None)[place % 2],
                                flags=[["unsafe", "wrong"], []] if place == 3 else (), note="=1+1" if place == 4 else "")

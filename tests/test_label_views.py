@@ -106,6 +106,22 @@ def test_an_act_sent_again_after_a_restart_is_saved_once(browser, shown, store):
     assert len(store.events()) == 1 and later.shown.state["text"] == "Saved 1 of 4."
 
 
+def test_an_act_whose_session_went_away_is_saved_all_the_same(store):
+    """The browser kept a vote of a chat; the next view of that annotator is of quite other pairs."""
+    chat = Chat(MODELS, store, "ann")
+    pair_id = chat.ask("Tired?").current.pair_id
+    best = chat.last.answers[2].id
+    later = Browser(widget.LabelWidget(LabellingSession(store, CANDIDATES, "ann")))
+    screen = later.shown.state["shown"]
+    act = {"groups": [[3], [1], [2]], "confirmed": True, "pair": pair_id, "resent": True}
+    assert later.send("rank", **act)["kind"] == "saved" and later.shown.state["shown"] == screen
+    assert store.rankings()[0].ranking[0] == (best,)
+    fresh = Browser(widget.ChatWidget(Chat(MODELS, store, "bob")))
+    assert fresh.send("rank", **act, id="other")["kind"] == "saved" and len(store.rankings()) == 2
+    answer = fresh.send("choose", choice="left", pair="gone", resent=True)
+    assert answer["kind"] == "refused" and "not in this store" in answer["text"]
+
+
 def test_a_failed_save_is_said_and_the_pair_stays(browser, shown, store):
     before = copy.deepcopy(shown.state["shown"])
     store._connect().execute("PRAGMA query_only = ON")

@@ -376,12 +376,12 @@ def test_an_annotator_that_answers_nonsense_saves_nothing(session):
 def test_six_thousand_simulated_labels_are_quick(store):
     many = [candidate_set(number) for number in range(2000)]
     session = LabellingSession(store, many, "ann")
-    start = time.monotonic()
+    start = time.process_time()                    # of the processor, so that a busy computer does not matter
     filled = session.finish([Fake(name) for name in ("kind", "strict", "quick")])
-    assert sum(filled.simulated.values()) == 6000 and time.monotonic() - start < 5
-    start = time.monotonic()
+    assert sum(filled.simulated.values()) == 6000 and time.process_time() - start < 5
+    start = time.process_time()
     session.choose(session.current.pair_id, "left")
-    assert time.monotonic() - start < 0.5
+    assert time.process_time() - start < 0.2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -659,12 +659,14 @@ def test_view_refuses_a_second_click_on_a_pair_that_has_gone(session):
 
 
 def test_view_refuses_the_second_half_of_a_double_click(session, monkeypatch):
+    clock = [0.0]
     monkeypatch.setattr(plain_view, "TOO_QUICK_MS", 150)
+    monkeypatch.setattr(plain_view, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     view = plain_view.PlainView(session)
-    for pause, saved in ((0.2, 1), (0, 1), (0.2, 2)):
-        time.sleep(pause)
+    for pause, saved in ((0.2, 1), (0.1, 1), (0.2, 2)):
+        clock[0] += pause
         press(view, "Left is better")
-        assert session.progress().saved == saved and ("double click" in view.message.value) == (pause == 0)
+        assert session.progress().saved == saved and ("double click" in view.message.value) == (pause == 0.1)
 
 
 def test_view_shows_a_failed_save_and_keeps_the_pair(session):

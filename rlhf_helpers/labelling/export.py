@@ -105,11 +105,13 @@ def export_dataset(store: LabelStore, folder: str | Path, human_first: bool = Tr
     every = round(1 / held_out) if held_out else len(prompts) + 1
     test = set(prompts[every - 1::every])
     rows = [{"group": None} | row for row in rows]
-    for name, part in (("train", [row for row in rows if as_text(row["prompt"]) not in test]),
-                       ("test", [row for row in rows if as_text(row["prompt"]) in test])):
+    parts = {"train": [row for row in rows if as_text(row["prompt"]) not in test],
+             "test": [row for row in rows if as_text(row["prompt"]) in test]}
+    parts = {name: part for name, part in parts.items() if part}          # `datasets` fails on an empty file
+    for name, part in parts.items():
         write_preferences(folder / "data" / f"{name}.jsonl", part)
     write_json(folder / "audit.json", audit)
-    atomic_write_text(folder / "README.md", _card(audit, len(rows)))
+    atomic_write_text(folder / "README.md", _card(audit, {name: len(part) for name, part in parts.items()}))
     return audit
 
 
@@ -191,20 +193,20 @@ def _cell(value: object) -> object:
     return "'" + value if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r", "'") else value
 
 
-def _card(audit: dict, rows: int) -> str:
+def _card(audit: dict, parts: dict[str, int]) -> str:
     dropped = "\n".join(f"* {reason}: {count}" for reason, count in audit["dropped"].items() if count) or "* nothing"
+    files = "\n".join(f"  - {{split: {name}, path: data/{name}.jsonl}}" for name in parts)
     return f"""---
 configs:
 - config_name: default
   data_files:
-  - {{split: train, path: data/train.jsonl}}
-  - {{split: test, path: data/test.jsonl}}
+{files}
 ---
 # Preferences between answers
 
-{rows} preferences from {audit["pairs"]} pairs; {audit["kept_by_person"]} of them were decided by persons. All pairs of a
-prompt are in the same part. Columns: `prompt`, `chosen`, `rejected` (messages), `annotator` (who chose so), `strength`
-(the winner's share of the votes), `group` (the ranked set that a pair comes from, if any).
+{sum(parts.values())} preferences from {audit["pairs"]} pairs; {audit["kept_by_person"]} of them were decided by persons. All
+pairs of a prompt are in the same part. Columns: `prompt`, `chosen`, `rejected` (messages), `annotator` (who chose so),
+`strength` (the winner's share of the votes), `group` (the ranked set that a pair comes from, if any).
 
 Pairs that are not here, and why:
 {dropped}

@@ -126,6 +126,18 @@ def _number(*parts: object) -> int:
     return int(hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest(), 16)
 
 
+def reopened(store: LabelStore, pair_id: str, annotator: str) -> "LabellingSession":
+    """A session on the one comparison that `pair_id` shows, for an act that waited while its own session went away.
+    Raises StaleAct if the store has no such comparison."""
+    comparison = next((each for each in store.comparisons() if each.id == pair_id.removesuffix(AGAIN)), None)
+    if comparison is None:
+        raise StaleAct("That act was about a pair which is not in this store, so it was not saved.")
+    answers = [{"id": answer.id, "text": answer.text, "model": answer.model or "unknown", "settings": answer.settings}
+               for answer in comparison.responses]
+    return LabellingSession(store, [{"prompt": comparison.prompt, "responses": answers}], annotator,
+                            task="rank" if len(answers) > 2 else "pairs")
+
+
 def _gold_pairs(rows: Sequence[dict], ordinary: set[str]) -> list[Comparison]:
     check_preferences([{"annotator": "gold", "strength": 1} | row for row in rows], "gold")
     pairs = []
@@ -254,6 +266,10 @@ class LabellingSession:
         with self._lock:
             return self._shown(self._current) if self._current else None
 
+    def knows(self, pair_id: str | None) -> bool:
+        """Whether this is one of the pairs or sets of the session, or a repeat of one."""
+        return pair_id is None or pair_id.removesuffix(AGAIN) in self._all
+
     def _standing(self) -> list[Event]:
         return [act for act in self._history.update().standing.values() if act.comparison_id in self._all]
 
@@ -322,7 +338,7 @@ class LabellingSession:
              act_id: str | None = None, resent: bool = False) -> Shown | None:
         if act_id in self._history.update().known:
             return self.current
-        waited = resent and pair_id.removesuffix(AGAIN) in self._all and pair_id not in self._history.standing
+        waited = resent and self.knows(pair_id) and pair_id not in self._history.standing
         if not waited:
             self._refuse_stale(pair_id)
         shown = self._shown(pair_id)

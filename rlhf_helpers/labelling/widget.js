@@ -160,7 +160,9 @@ class View {
       this.keepButton = button("Keep the order shown", "", () =>
         this.act("rank", { groups: this.cards.map((_, place) => [place + 1]), confirmed: this.confirming === this.state.shown.id }));
       this.clearButton = button("Start over", "", () => this.setOrder([]));
-      this.acts.replaceChildren(this.saveButton, this.keepButton, this.clearButton, ...common);
+      this.equalButton = toggle("Next is equal", "=", () => {});
+      this.byKey["="] = this.equalButton;
+      this.acts.replaceChildren(this.saveButton, this.equalButton, this.clearButton, this.keepButton, ...common);
     } else {
       const choices = [["Left is better", "left"], ["Right is better", "right"], ["Both good", "tie_good"], ["Both bad", "tie_bad"]];
       this.choices = choices.map(([text, choice], place) => button(text, String(place + 1), choose(choice), place < 2 ? "rl-main" : ""));
@@ -244,7 +246,7 @@ class View {
   drawBusy() {
     const waiting = this.outbox.get([]).length > 0;
     const idle = !waiting && !this.state.done && Boolean(this.state.shown);
-    for (const element of [...(this.choices ?? []), ...(this.kind === "rank" ? [this.keepButton, this.clearButton] : []), this.skipButton])
+    for (const element of [...(this.choices ?? []), ...(this.kind === "rank" ? [this.keepButton, this.equalButton, this.clearButton] : []), this.skipButton])
       this.disable(element, !idle);
     if (this.kind === "rank") this.disable(this.saveButton, !idle || this.order.flat().length < this.cards.length);
     for (const card of this.cards) {
@@ -308,7 +310,7 @@ class View {
 
   place(number) {
     const rest = this.order.map((group) => group.filter((other) => other !== number)).filter((group) => group.length);
-    if (this.equal && rest.length) rest[rest.length - 1].push(number);
+    if (pressed(this.equalButton) && rest.length) rest[rest.length - 1].push(number);
     else rest.push([number]);
     this.setOrder(rest);
   }
@@ -321,7 +323,7 @@ class View {
 
   drawOrder(order) {
     this.order = order;
-    this.equal = false;
+    this.equalButton?.setAttribute("aria-pressed", "false");
     this.said.hidden = this.kind !== "rank" || !this.state.shown || this.state.done;
     this.said.textContent = order.length ? `Your order, best first: ${order.map((group) => group.join(" = ")).join("  >  ")}`
       : "Type or press the numbers, the best answer first; = makes the next one equal to the last.";
@@ -411,7 +413,6 @@ class View {
     if (key === "n" && !this.details.hidden) this.note.focus();
     else if (!this.reasons.hidden && /^[1-9]$/.test(key)) this.reasons.querySelectorAll("button")[key - 1]?.click();
     else if (this.kind === "rank" && /^[1-9]$/.test(key)) this.cards[key - 1]?.place.click();
-    else if (this.kind === "rank" && key === "=") this.equal = true;
     else if (this.kind === "rank" && key === "backspace") this.setOrder(this.order.map((group, place) =>
       place === this.order.length - 1 ? group.slice(0, -1) : group).filter((group) => group.length));
     else if (this.kind === "rank" && key === "enter" && !onButton) this.saveButton.click();

@@ -14,8 +14,8 @@ import traitlets
 
 from .chat import Chat
 from .plain_view import REASONS, saved_text, visible
-from .session import BadAct, LabellingSession, Shown, StaleAct, Unconfirmed
-from .store import FLAGS, STRENGTHS, StoreError
+from .session import BadAct, LabellingSession, Shown, StaleAct, Unconfirmed, reopened
+from .store import FLAGS, STRENGTHS, LabelStore, StoreError
 
 NOTHING = {"id": None, "kind": "saved", "text": ""}
 
@@ -28,8 +28,12 @@ class LabelWidget(anywidget.AnyWidget):
     _css = Path(__file__).with_name("widget.css")
     state = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, session: LabellingSession | None, goal: int | None = None):
-        self.session, self.goal, self._lock = session, goal, threading.RLock()
+    def __init__(self, session: LabellingSession, goal: int | None = None):
+        self.session, self.goal = session, goal
+        self._start(session.store, session.annotator)
+
+    def _start(self, store: LabelStore, annotator: str) -> None:
+        self.store, self.annotator, self._lock = store, annotator, threading.RLock()
         super().__init__(state=self._state(NOTHING))
         self.on_msg(lambda _, message, buffers: self.take(message))
 
@@ -55,16 +59,18 @@ class LabelWidget(anywidget.AnyWidget):
     def _carry_out(self, message: dict) -> None:
         about = {"act_id": message["id"], "resent": message["resent"], "ui": "widget", "flags": message.get("flags", ()),
                  "note": message.get("note", "")}
-        pair_id = message["pair"]
+        pair_id, session = message["pair"], self.session
+        if session is None or not session.knows(pair_id):
+            session = reopened(self.store, pair_id or "", self.annotator)
         match message["act"]:
             case "choose":
-                self.session.choose(pair_id, message["choice"], message["ms"], message["strength"], **about)
+                session.choose(pair_id, message["choice"], message["ms"], message["strength"], **about)
             case "rank":
-                self.session.rank(pair_id, message["groups"], message["ms"], message["confirmed"], **about)
+                session.rank(pair_id, message["groups"], message["ms"], message["confirmed"], **about)
             case "skip":
-                self.session.skip(pair_id, message["reason"], **about)
+                session.skip(pair_id, message["reason"], **about)
             case "undo":
-                self.session.undo(pair_id, message["id"])
+                session.undo(pair_id, message["id"])
             case unknown:
                 raise BadAct(f"the act {unknown!r} is not known: reload the page")
 
@@ -73,8 +79,9 @@ class LabelWidget(anywidget.AnyWidget):
         shown, progress = self.session.current, self.session.progress()
         goal = min(self.goal or progress.total, progress.total)
         figures = [vars(figure) for figure in self.session.figures()]
+        text = saved_text(progress, self.goal) + ("" if shown else " All done.")
         return self._frame(answer) | {
-            "kind": self.session.task, "shown": _drawn(shown), "text": saved_text(progress, self.goal), "saved": progress.saved,
+            "kind": self.session.task, "shown": _drawn(shown), "text": text, "saved": progress.saved,
             "goal": goal, "figures": figures, "can_undo": self.session.can_undo(), "done": False}
 
     def _frame(self, answer: dict) -> dict:
@@ -83,8 +90,7 @@ class LabelWidget(anywidget.AnyWidget):
 
     def _box(self) -> str:
         """Names the place in the browser where acts wait: acts for one store must never reach another."""
-        place = f"{self.session.store.path.resolve()} {self.session.annotator}"
-        return hashlib.sha256(place.encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self.store.path.resolve()} {self.annotator}".encode()).hexdigest()[:16]
 
 
 def _drawn(shown: Shown | None, titles: list[str] | None = None) -> dict | None:
@@ -99,8 +105,8 @@ class ChatWidget(LabelWidget):
     """A Chat with several models: ask all of them, compare what they say. The last expression of a cell shows it."""
 
     def __init__(self, chat: Chat):
-        self.talk = chat
-        super().__init__(None)
+        self.talk, self.session = chat, None
+        self._start(chat.store, chat.annotator)
 
     def _carry_out(self, message: dict) -> None:
         if message["act"] != "ask":
@@ -119,6 +125,3 @@ class ChatWidget(LabelWidget):
             "chat": True, "kind": "rank" if rank else "pairs", "shown": _drawn(shown, self.talk.titles(shown, reveal=done)),
             "text": self.talk.status(), "saved": 0, "goal": 1, "figures": [], "done": done,
             "can_undo": self.session is not None and self.session.can_undo()}
-
-    def _box(self) -> str:
-        return hashlib.sha256(f"chat {self.talk.store.path.resolve()} {self.talk.annotator}".encode()).hexdigest()[:16]
