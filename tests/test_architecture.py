@@ -12,7 +12,8 @@ PACKAGE = Path(formats.__file__).parent
 LAYERS = [  # a module may import its own layer and those before it
     ("formats", "statistics", "notebook"),
     ("world.catalogue", "world.grammar", "world.judge", "world.annotators", "world.splits"),
-    ("labelling", "labelling.store", "labelling.history", "labelling.selection", "labelling.strip", "labelling.session",
+    ("labelling", "labelling.schema", "labelling.records", "labelling.store", "labelling.history", "labelling.selection",
+     "labelling.strip", "labelling.session",
      "labelling.agreement", "labelling.ratings", "labelling.export", "labelling.importing", "labelling.log",
      "labelling.plain_view", "labelling.widget", "labelling.chat", "labelling.view"),
     ("profiles", "runs"),

@@ -5,114 +5,20 @@ and what holds now is a view over all of them. The file is in rollback-journal m
 than a write-ahead log by a millisecond an act, but one file that can be copied, also on a network drive, and an act is
 on the disk when `record` returns. Any thread and any number of notebooks may write at once.
 """
-import hashlib
 import json
 import os
 import sqlite3
 import threading
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
-from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 
-from ..formats import as_messages
+from .records import BOTH, EVENT_FIELDS, FLAGS, STRENGTHS, Comparison, Event, Label, Response, now, pair_label, pairs_in
+from .schema import APPLICATION_ID, MIGRATIONS, SCHEMA, TABLES, VERSION
 
+__all__ = ["BOTH", "FLAGS", "STRENGTHS", "TABLES", "VERSION", "Comparison", "Event", "Label", "LabelStore", "Response", "StoreError",
+           "pairs_in"]
 PATIENCE = 30                       # seconds to wait for another writer
-APPLICATION_ID = 0x524C4846         # "RLHF": how the file is told from any other SQLite file
-VERSION = 2
-STRENGTHS = {"slightly": 1, "clearly": 3}         # of the four grades that the store has room for
-BOTH = " + "                        # between the names of models that gave the very same answer
-TABLES = ("comparison", "response", "annotator", "side", "event")
-FLAGS = ("unsafe", "wrong", "off topic", "other")
-
-VIEWS = (
-    """CREATE VIEW IF NOT EXISTS live AS             -- what is not undone; undoing an undo brings it back
-  SELECT e.* FROM event e WHERE e.kind IN ('label', 'skip', 'import') AND NOT EXISTS(
-    SELECT 1 FROM event u WHERE u.undoes = e.id AND NOT EXISTS(SELECT 1 FROM event r WHERE r.undoes = u.id))""",
-    """CREATE VIEW IF NOT EXISTS current_label AS    -- the last word of each annotator on each showing of each pair
-  SELECT * FROM live l WHERE l.seq = (SELECT max(seq) FROM live m
-    WHERE m.annotator = l.annotator AND m.comparison_id = l.comparison_id AND m.round = l.round)""")
-
-# `source`, and in `event` `extra`, are for richer interfaces: a table with checks cannot gain them later without being
-# rebuilt in every learner's file.
-SCHEMA = f"""
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS comparison(
-  id         TEXT PRIMARY KEY,                    -- hash of the prompt and the sorted responses: order does not matter
-  prompt     TEXT NOT NULL,                       -- JSON list of messages
-  task       TEXT NOT NULL DEFAULT 'pairwise' CHECK(task IN ('pairwise', 'rank')),
-  gold       TEXT,                                -- the response id expected in a test of attention
-  source     TEXT NOT NULL DEFAULT '{{}}',
-  created_at TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS response(
-  comparison_id TEXT NOT NULL REFERENCES comparison(id),
-  id            TEXT NOT NULL,                    -- hash of the text
-  ordinal       INTEGER NOT NULL,                 -- the order in the candidate set, never the order on the screen
-  text          TEXT NOT NULL,
-  model         TEXT NOT NULL,                    -- never shown to an annotator
-  params        TEXT NOT NULL,
-  PRIMARY KEY(comparison_id, id)) STRICT;
-CREATE TABLE IF NOT EXISTS annotator(
-  name       TEXT PRIMARY KEY CHECK(trim(name) <> ''),
-  kind       TEXT NOT NULL CHECK(kind IN ('person', 'simulated')),
-  created_at TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS side(                  -- who stands on the left, fixed before the pair is first shown
-  annotator     TEXT NOT NULL REFERENCES annotator(name),
-  comparison_id TEXT NOT NULL,
-  left_id       TEXT NOT NULL,
-  PRIMARY KEY(annotator, comparison_id),
-  FOREIGN KEY(comparison_id, left_id) REFERENCES response(comparison_id, id)) STRICT;
-CREATE TABLE IF NOT EXISTS event(
-  seq           INTEGER PRIMARY KEY AUTOINCREMENT,
-  id            TEXT NOT NULL UNIQUE,             -- made by whoever acts, so that sending an act again changes nothing
-  kind          TEXT NOT NULL CHECK(kind IN ('label', 'skip', 'flag', 'undo', 'note', 'import')),
-  comparison_id TEXT NOT NULL REFERENCES comparison(id),
-  annotator     TEXT NOT NULL REFERENCES annotator(name),
-  session       TEXT NOT NULL,
-  undoes        TEXT REFERENCES event(id),
-  choice        TEXT CHECK(choice IN ('prefer', 'tie_good', 'tie_bad')),
-  preferred     TEXT,                             -- response id
-  strength      INTEGER CHECK(strength BETWEEN 1 AND 4),
-  ranking       TEXT,                             -- JSON lists of response ids, best first; a list is a tie
-  shown_order   TEXT NOT NULL DEFAULT '[]',       -- JSON response ids from left to right
-  flags         TEXT NOT NULL DEFAULT '[]',       -- JSON object: response id to flags; [] if none
-  comment       TEXT,
-  shown_ms      INTEGER CHECK(shown_ms >= 0),     -- from the drawing of the pair to the act
-  ui            TEXT NOT NULL DEFAULT '',
-  ui_version    TEXT NOT NULL DEFAULT '',
-  at            TEXT NOT NULL,                    -- UTC, ISO 8601
-  extra         TEXT NOT NULL DEFAULT '{{}}',
-  round         INTEGER NOT NULL DEFAULT 0,       -- 1 for a hidden repeat, with the sides swapped
-  probability   REAL,                             -- with which this pair was picked to be shown next
-  CHECK((kind = 'undo') = (undoes IS NOT NULL)),
-  CHECK(kind <> 'label' OR choice IS NOT NULL OR ranking IS NOT NULL),
-  CHECK((choice IS 'prefer') = (preferred IS NOT NULL)),
-  FOREIGN KEY(comparison_id, preferred) REFERENCES response(comparison_id, id)) STRICT;
-CREATE INDEX IF NOT EXISTS event_by_annotator ON event(annotator, comparison_id, seq);
-CREATE INDEX IF NOT EXISTS event_by_undone ON event(undoes);
-CREATE TRIGGER IF NOT EXISTS event_no_update BEFORE UPDATE ON event
-  BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-CREATE TRIGGER IF NOT EXISTS event_no_delete BEFORE DELETE ON event
-  BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-CREATE TRIGGER IF NOT EXISTS undo_own_event BEFORE INSERT ON event WHEN NEW.kind = 'undo' AND NOT EXISTS(
-    SELECT 1 FROM event e WHERE e.id = NEW.undoes AND e.annotator = NEW.annotator
-                            AND e.comparison_id = NEW.comparison_id)
-  BEGIN SELECT RAISE(ABORT, 'an undo must name an earlier event of the same annotator and pair'); END;
-{";".join(VIEWS)};
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {VERSION};
-COMMIT;
-"""
-
-# What brings a file of the version before to this one, a statement each.
-MIGRATIONS = {2: ("ALTER TABLE event ADD COLUMN round INTEGER NOT NULL DEFAULT 0",
-                  "ALTER TABLE event ADD COLUMN probability REAL",
-                  "DROP VIEW current_label", "DROP VIEW live", *VIEWS)}
-
 ADVICE = {
     "SQLITE_READONLY": "it cannot be written to. Copy it to a folder of your own and open the copy",
     "SQLITE_BUSY": "another notebook keeps it locked. Stop that notebook's running cell, then try again",
@@ -128,133 +34,6 @@ class StoreError(RuntimeError):
     """The store could not be opened or an act could not be saved; the message says why and what to do."""
 
     place: int | None = None            # of the row that did not fit, where rows were added
-
-
-def _hash(*parts: str) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-@dataclass(frozen=True)
-class Response:
-    """One answer, with the model that gave it and its sampling settings."""
-
-    text: str
-    model: str = ""
-    settings: dict = field(default_factory=dict)
-
-    @cached_property
-    def id(self) -> str:
-        return _hash(self.text)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A prompt (text or messages) and two answers to it, or more of them to rank. The same answers have the same `id` in
-    any order. `gold` is the id of the answer that has to win, if the pair is a test of attention."""
-
-    prompt: str | list[dict]
-    responses: tuple[Response, ...]
-    gold: str | None = None
-
-    @cached_property
-    def messages(self) -> list[dict]:
-        return as_messages(self.prompt, "user")
-
-    @cached_property
-    def id(self) -> str:
-        said = [[message["role"], message["content"]] for message in self.messages]
-        return _hash(json.dumps(said), *sorted(response.id for response in self.responses))
-
-
-@dataclass(frozen=True)
-class Event:
-    """One act of one annotator on one pair or set. `id` is made here, or by whoever acted; recording an event again
-    changes nothing. `strength` is from 1 to 4 (see STRENGTHS), `ranking` groups of response ids, best first, `flags`
-    {response id: some of FLAGS}, `round` 1 for a hidden repeat."""
-
-    kind: str
-    comparison_id: str
-    annotator: str
-    session: str
-    choice: str | None = None
-    preferred: str | None = None
-    shown_order: tuple[str, ...] = ()
-    shown_ms: int | None = None
-    undoes: str | None = None
-    comment: str | None = None
-    strength: int | None = None
-    ranking: tuple[tuple[str, ...], ...] | None = None
-    flags: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    round: int = 0
-    probability: float | None = None
-    ui: str = ""
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    at: str = field(default_factory=_now)
-
-    def row(self) -> dict:
-        """The event as the table has it: lists and objects as JSON."""
-        as_json = {name: json.dumps(getattr(self, name)) for name in ("shown_order", "flags")}
-        return vars(self) | as_json | {"ranking": json.dumps(self.ranking) if self.ranking else None}
-
-    @classmethod
-    def from_row(cls, row: sqlite3.Row) -> "Event":
-        """The event of a row of the table."""
-        ranking = tuple(map(tuple, json.loads(row["ranking"]))) if row["ranking"] else None
-        parsed = {"shown_order": tuple(json.loads(row["shown_order"])), "flags": json.loads(row["flags"]) or {},
-                  "ranking": ranking}
-        return cls(**{name: row[name] for name in EVENT_FIELDS} | parsed)
-
-
-EVENT_FIELDS = [item.name for item in fields(Event)]
-
-
-@dataclass(frozen=True)
-class Label:
-    """What an annotator says of a pair now. `choice` is prefer, tie_good, tie_bad, tie (from a ranking) or skip;
-    `shown_order` the response ids from left to right, `lengths` the number of characters of each; `kind` is the
-    annotator's. `group` is the id of the ranked set that the pair comes from; such a pair has no `shown_ms` of its own."""
-
-    comparison_id: str
-    annotator: str
-    kind: str
-    choice: str
-    preferred: str | None
-    shown_order: tuple[str, ...]
-    lengths: dict[str, int]
-    shown_ms: int | None
-    at: str
-    strength: int | None = None
-    flags: dict[str, list[str]] = field(default_factory=dict)
-    comment: str | None = None
-    probability: float | None = None
-    group: str | None = None
-
-    @property
-    def verdict(self) -> str:
-        """The response id that was preferred, else tie_good, tie_bad, tie or skip."""
-        return self.preferred or self.choice
-
-
-def pairs_in(comparison: Comparison) -> list[Comparison]:
-    """The pairs of answers that a set holds; a pair holds itself."""
-    if len(comparison.responses) == 2:
-        return [comparison]
-    return [Comparison(comparison.prompt, pair) for pair in combinations(comparison.responses, 2)]
-
-
-def _pair_label(pair: Comparison, ranked: Label, groups: list[list[str]]) -> Label:
-    place = {answer_id: number for number, group in enumerate(groups) for answer_id in group}
-    first, second = sorted((answer.id for answer in pair.responses), key=place.get)
-    preferred = first if place[first] < place[second] else None
-    ids = (first, second)
-    return replace(ranked, comparison_id=pair.id, choice="prefer" if preferred else "tie", preferred=preferred,
-                   shown_order=tuple(answer_id for answer_id in ranked.shown_order if answer_id in ids), shown_ms=None,
-                   lengths={answer.id: len(answer.text) for answer in pair.responses}, group=ranked.comparison_id,
-                   flags={answer_id: flags for answer_id, flags in ranked.flags.items() if answer_id in ids})
 
 
 class LabelStore:
@@ -375,7 +154,7 @@ class LabelStore:
     def add_annotator(self, name: str, kind: str = "person") -> None:
         """Make `name` known as a "person" or "simulated". Raises StoreError if it is known as the other."""
         with self._transaction() as connection:
-            connection.execute("INSERT INTO annotator VALUES(?, ?, ?) ON CONFLICT DO NOTHING", (name, kind, _now()))
+            connection.execute("INSERT INTO annotator VALUES(?, ?, ?) ON CONFLICT DO NOTHING", (name, kind, now()))
             known = connection.execute("SELECT kind FROM annotator WHERE name = ?", (name,)).fetchone()[0]
         if known != kind:
             raise StoreError(f'{self.path}: the annotator "{name}" is {known} here, not {kind}. Choose another name.')
@@ -384,7 +163,7 @@ class LabelStore:
         """Add the pairs that are not in the store yet."""
         comparisons = list(comparisons)
         pairs = [(pair.id, json.dumps(pair.messages, ensure_ascii=False), "rank" if len(pair.responses) > 2 else "pairwise",
-                  pair.gold, _now()) for pair in comparisons]
+                  pair.gold, now()) for pair in comparisons]
         answers = [(pair.id, answer.id, ordinal, answer.text, answer.model, json.dumps(answer.settings))
                    for pair in comparisons for ordinal, answer in enumerate(pair.responses)]
         with self._transaction() as connection:
@@ -461,7 +240,7 @@ class LabelStore:
                           event.preferred, event.shown_order, lengths[event.comparison_id], event.shown_ms, event.at,
                           event.strength, event.flags, event.comment, event.probability)
             pairs = sets[event.comparison_id] if event.ranking else ()
-            labels += [_pair_label(pair, label, event.ranking) for pair in pairs] or [label]
+            labels += [pair_label(pair, label, event.ranking) for pair in pairs] or [label]
         return labels
 
     def _lengths(self) -> dict[str, dict[str, int]]:
