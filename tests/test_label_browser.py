@@ -156,7 +156,7 @@ def test_lab_by_key_and_mouse(folder, store):
         assert of[label.preferred].replace("\x1b", "␛") == right
         assert label.comment == "1 2 zx = 5b" and label.strength == 3
         assert [(of[answer].replace("\x1b", "␛"), flags) for answer, flags in label.flags.items()] == [(left, ["unsafe"])]
-        assert page.locator(".rl-note").first.input_value() == "" and not page.locator("[aria-pressed=true]").count()
+        assert page.locator(".rl-note").first.input_value() == "" and not page.locator(".rl-root [aria-pressed=true]").count()
 
         read_for_a_moment()
         page.keyboard.press("1")

@@ -116,8 +116,8 @@ class View {
     this.details = this.buildDetails();
     this.figures = make("ul", "rl-figures", "", { "aria-label": "your work so far" });
     this.hint = make("p", "rl-hint");
-    this.root.append(head, this.help, this.chat, this.promptBox, this.answers, this.said, this.acts, this.reasons, this.alert,
-      this.again, this.details, this.figures, this.hint);
+    this.root.append(head, this.help, this.chat, this.promptBox, this.answers, this.said, this.details, this.acts, this.reasons,
+      this.alert, this.again, this.figures, this.hint);
     for (const hidden of [this.help, this.reasons, this.again]) hidden.hidden = true;
     this.root.addEventListener("keydown", (event) => this.onKey(event));
     this.root.addEventListener("click", (event) => this.onClick(event), true);
