@@ -127,3 +127,11 @@ def test_agreement_about_flags():
     alphas = agreement.flag_agreement(flagged)
     assert alphas["unsafe"]["estimate"] == pytest.approx(1) and alphas["unsafe"]["n"] == 8
     assert alphas["wrong"]["estimate"] < 0 and alphas["other"] is None and agreement.flag_agreement([])["unsafe"] is None
+
+
+def test_agreement_with_oneself_and_with_gold():
+    first, again = labels_of(one="abags", two="aa---"), labels_of(one="aaags", two="sa---")
+    found = agreement.self_agreement(first, again)
+    assert (found["one"]["estimate"], found["one"]["n"]) == (0.75, 4) and (found["two"]["estimate"], found["two"]["n"]) == (1, 1)
+    gold = agreement.gold_accuracy([(label(pair, "one", "a"), pair > 0) for pair in range(4)])
+    assert (gold["one"]["estimate"], gold["one"]["n"]) == (0.75, 4) and agreement.gold_accuracy([]) == {}

@@ -445,7 +445,7 @@ def test_hidden_repeats_come_later_with_sides_swapped_and_train_nothing(store):
         assert (shown.left, shown.right) == (first.right, first.left)
         assert place[shown.pair_id] - place[first.pair_id] > 8
     assert len(store.labels()) == 40 and len(store.repeats()) == 8
-    same_again, = [figure for figure in session.figures() if figure.name == "same again"]
+    same_again, = [figure for figure in session.figures() if figure.name == "same when asked again"]
     assert same_again.value == "0 of 8" and "twice" in same_again.hint       # always left is never the same answer
     assert session.undo(None).pair_id == seen[-1].pair_id
 
@@ -473,7 +473,7 @@ def test_gold_pairs_are_mixed_in_measured_and_left_out(store, tmp_path):
     seen = answer_all(session, kind)
     at = [place for place, shown in enumerate(seen) if shown.prompt.startswith("Say")]
     assert [place // 10 for place in at] == [0, 1, 2] and len(seen) == 33
-    assert [figure.value for figure in session.figures() if figure.name == "gold"] == ["3 of 3"]
+    assert [figure.value for figure in session.figures() if figure.name == "known answers"] == ["3 of 3"]
     assert len(store.labels()) == 30 and [right for _, right in store.gold_labels()] == [True] * 3
     assert export_preferences(store, tmp_path / "preferences.jsonl")["dropped"]["test of attention"] == 3
     with pytest.raises(formats.BadData, match='gold, line 1, field "rejected"'):
@@ -593,15 +593,26 @@ def test_the_strip_counts_and_hints_kindly(store, tmp_path):
     assert LabellingSession(LabelStore(tmp_path / "new.sqlite"), many(3), "ann").figures() == []
     calm = LabellingSession(store, many(30), "ann")
     answer_all(calm, lambda shown: "right" if len(shown.right.text) > len(shown.left.text) else "left")
-    assert live(calm, "longer").value == "30 of 30" and "longer answer" in live(calm, "longer").hint
-    assert live(calm, "left").value == "15 of 30" and not live(calm, "left").hint
+    assert live(calm, "chose longer").value == "30 of 30" and "longer answer" in live(calm, "chose longer").hint
+    assert live(calm, "chose left").value == "15 of 30" and not live(calm, "chose left").hint
     assert live(calm, "pace").value == "9 s each" and not live(calm, "pace").hint
     hasty = LabellingSession(store, many(30), "bob")
     while shown := hasty.current:
         hasty.choose(shown.pair_id, "left", shown_ms=700)
-    assert live(hasty, "left").value == "30 of 30" and "left answer unusually often" in live(hasty, "left").hint
+    assert live(hasty, "chose left").value == "30 of 30" and "left answer unusually often" in live(hasty, "chose left").hint
     words = (len("How do I sleep better? (10)") + len("Go to bed early. (10)") + len("Drink tea at night, and sing. (10)")) / 6
     assert live(hasty, "pace").hint.startswith(f"That is about {60 * words / 0.7:.0f} words a minute; most people read 240")
+
+
+def test_an_undo_that_is_undone_brings_the_act_back(session):
+    first = session.current.pair_id
+    second = session.choose(first, "left").pair_id
+    session.undo(second, act_id="u1")
+    assert session.progress().saved == 0
+    session.store.record(Event("undo", first, "ann", "test", undoes="u1"))
+    assert session.progress().saved == 1
+    again = LabellingSession(session.store, CANDIDATES, "ann", seed=1)
+    assert again.current.pair_id == second and again.undo(second).pair_id == first
 
 
 def test_two_notebooks_of_one_annotator_see_each_others_labels(session):

@@ -178,6 +178,24 @@ def per_annotator(labels: Iterable[Label]) -> list[dict]:
     return [_annotator_row(name, own[name], pairs) for name in sorted(own)]
 
 
+def self_agreement(labels: Iterable[Label], repeats: Iterable[Label]) -> dict[str, dict]:
+    """{annotator: how often a hidden repeat (`LabelStore.repeats`) got the same verdict as the pair the first time}."""
+    first, same = {(label.comparison_id, label.annotator): label.verdict for label in labels}, defaultdict(list)
+    for again in repeats:
+        before = first.get((again.comparison_id, again.annotator), "skip")
+        if "skip" not in (before, again.verdict):
+            same[again.annotator].append(before == again.verdict)
+    return {name: _wilson(sum(hits), len(hits)) for name, hits in sorted(same.items())}
+
+
+def gold_accuracy(gold_labels: Iterable[tuple[Label, bool]]) -> dict[str, dict]:
+    """{annotator: how often the answer known to be better was chosen}, of `LabelStore.gold_labels`."""
+    right = defaultdict(list)
+    for label, is_right in gold_labels:
+        right[label.annotator].append(is_right)
+    return {name: _wilson(sum(hits), len(hits)) for name, hits in sorted(right.items())}
+
+
 def _annotator_row(name: str, own: list[Label], pairs: dict[str, list[Label]]) -> dict:
     preferences = [label for label in own if label.preferred]
     unequal = [label for label in preferences if len(set(label.lengths.values())) == 2]

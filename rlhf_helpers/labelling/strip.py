@@ -16,7 +16,7 @@ LATELY = 20             # pace is that of the last so many
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure in words, such as `left` and `7 of 12`, and a hint where there is reason for one."""
+    """A figure in words, such as `chose left` and `7 of 12`, and a hint where there is reason for one."""
 
     name: str
     value: str
@@ -53,7 +53,7 @@ def _left(preferences: list[Event]) -> Figure | None:
     leans = n >= 20 and abs(2 * left - n) > 2 * n**0.5           # about two standard errors from one half
     side = "left" if 2 * left > n else "right"
     hint = f"You chose the {side} answer unusually often, and sides are drawn by lot. Try reading the other one first."
-    return Figure("left", f"{left} of {n}", hint if leans else "") if n else None
+    return Figure("chose left", f"{left} of {n}", hint if leans else "") if n else None
 
 
 def _longer(preferences: list[Event], comparisons: dict[str, Comparison]) -> Figure | None:
@@ -62,7 +62,7 @@ def _longer(preferences: list[Event], comparisons: dict[str, Comparison]) -> Fig
     longer = [of[preferred] == max(of.values()) for of, preferred in lengths if len(set(of.values())) > 1]
     hint = ("You nearly always chose the longer answer. It may well have been better; ask what you would say if both "
             "had the same length.") if len(longer) >= 20 and sum(longer) > 0.8 * len(longer) else ""
-    return Figure("longer", f"{sum(longer)} of {len(longer)}", hint) if longer else None
+    return Figure("chose longer", f"{sum(longer)} of {len(longer)}", hint) if longer else None
 
 
 def _self_agreement(labels: list[Event]) -> Figure | None:
@@ -70,13 +70,13 @@ def _self_agreement(labels: list[Event]) -> Figure | None:
     same = [verdict == said[pair_id, 0] for (pair_id, again), verdict in said.items() if again and (pair_id, 0) in said]
     hint = ("Some pairs came twice, with the sides swapped, and you often said something else. Close calls do that; "
             "Both good and Both bad are there for them.")
-    return Figure("same again", f"{sum(same)} of {len(same)}", _if_low(same, hint)) if same else None
+    return Figure("same when asked again", f"{sum(same)} of {len(same)}", _if_low(same, hint)) if same else None
 
 
 def _gold(labels: list[Event], comparisons: dict[str, Comparison]) -> Figure | None:
     right = [act.preferred == gold for act in labels if (gold := comparisons[act.comparison_id].gold)]
     hint = "Some pairs have a known better answer, and you often chose the other. Perhaps read the guideline once more."
-    return Figure("gold", f"{sum(right)} of {len(right)}", _if_low(right, hint)) if right else None
+    return Figure("known answers", f"{sum(right)} of {len(right)}", _if_low(right, hint)) if right else None
 
 
 def _if_low(hits: list[bool], hint: str) -> str:
