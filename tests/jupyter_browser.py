@@ -79,7 +79,7 @@ def server(kind, folder, notebook):
 
 
 def wait_for(address, process, log):
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline and process.poll() is None:
         try:
             urllib.request.urlopen(address, timeout=5)

@@ -137,8 +137,17 @@ def test_rankings_go_out_and_come_back(store, tmp_path):
     other = LabelStore(tmp_path / "other.sqlite")
     assert importing.import_rankings(other, tmp_path / "rankings.jsonl") == {"rows": 2, "added": 2, "known": 0, "dropped": {}}
     assert [event.ranking for event in other.rankings()] == [event.ranking for event in store.rankings()]
-    (tmp_path / "two.jsonl").write_text('{"prompt": "p", "ranking": [["a"], ["b"]], "annotator": "x"}\n')
-    assert importing.import_rankings(other, tmp_path / "two.jsonl")["dropped"] == {"not three to nine different answers": 1}
+    (tmp_path / "two.jsonl").write_text('{"prompt": "p", "ranking": [["a"], ["a"]], "annotator": "x"}\n')
+    assert importing.import_rankings(other, tmp_path / "two.jsonl")["dropped"] == {"not two to nine different answers": 1}
+
+
+def test_two_answers_can_be_ranked_too(tmp_path):
+    store = LabelStore(tmp_path / "labels.sqlite")
+    session = LabellingSession(store, [candidate_set(0), candidate_set(1, FOUR)], "ann", task="rank")
+    while shown := session.current:
+        session.rank(shown.pair_id, [[2], [1], *([[3], [4]] if len(shown.answers) == 4 else [])])
+    assert export.export_rankings(store, tmp_path / "rankings.jsonl")["kept"] == 2
+    assert export.export_preferences(store, tmp_path / "preferences.jsonl")["kept"] == 1 + 6
 
 
 def test_the_table_goes_out_and_comes_back(store, tmp_path):

@@ -67,15 +67,15 @@ def export_kto(store: LabelStore, path: str | Path, human_first: bool = True) ->
 def export_rankings(store: LabelStore, path: str | Path) -> dict:
     """Write `prompt`, `ranking` (groups of texts, the best first; a group is a tie), `annotator` and `group` of every
     ranking. Audit: {"sets", "kept", "dropped": {"not ranked": sets without one}}."""
-    sets = {each.id: each for each in store.comparisons() if len(each.responses) > 2}
     ranked = store.rankings()
+    among = {event.comparison_id for event in ranked}
+    sets = {each.id: each for each in store.comparisons() if len(each.responses) > 2 or each.id in among}
     texts = {(each.id, answer.id): answer.text for each in sets.values() for answer in each.responses}
     rows = [{"prompt": sets[event.comparison_id].messages, "annotator": event.annotator, "group": event.comparison_id,
              "ranking": [[texts[event.comparison_id, answer] for answer in group] for group in event.ranking]}
             for event in ranked]
     write_rankings(path, rows)
-    missing = len(sets) - len({event.comparison_id for event in ranked})
-    return _with_audit(path, {"sets": len(sets), "kept": len(rows), "dropped": {"not ranked": missing}})
+    return _with_audit(path, {"sets": len(sets), "kept": len(rows), "dropped": {"not ranked": len(sets) - len(among)}})
 
 
 def export_table(store: LabelStore, path: str | Path) -> dict:

@@ -76,10 +76,10 @@ def import_rankings(store: LabelStore, path: str | Path, kind: str = "person", b
         groups = tuple(tuple(Response(text).id for text in group) for group in row["ranking"])
         answers = tuple(Response(text, "imported") for group in row["ranking"] for text in group)
         ids = {answer.id for answer in answers}
-        if 3 <= len(ids) == len(answers) <= 9:
+        if 2 <= len(ids) == len(answers) <= 9:
             found.said.append((Comparison(row["prompt"], answers), row["annotator"], {"ranking": groups}))
         else:
-            found.dropped["not three to nine different answers"] += 1
+            found.dropped["not two to nine different answers"] += 1
     return _add(store, found, kind)
 
 
