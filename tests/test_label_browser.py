@@ -142,6 +142,11 @@ def test_lab_by_key_and_mouse(folder, store):
         page.keyboard.press("a")                                # x and a are toggles here: off again
         assert code_cells(page) == cells and len(store.labels()) == 1
 
+        page.keyboard.press("Control+s")
+        page.wait_for_function("!panel.context.model.dirty")
+        page.keyboard.press("b")
+        assert code_cells(page) == cells, "Ctrl+S reaches the notebook, and the next key does not"
+
         press(page, "n")
         page.keyboard.type("1 2 zx = 5b")
         page.keyboard.press("Escape")
@@ -316,6 +321,10 @@ def test_notebook_7(folder, store):
         wait_status(page, "Saved 1 of 20")
         for key in ("b", "x", "x", "a", "a", "Escape", "Enter", "d", "d"):
             page.keyboard.press(key)
+        assert code_cells(page) == cells
+        page.keyboard.press("Control+s")
+        page.wait_for_function("!panel.context.model.dirty")
+        page.keyboard.press("b")
         assert code_cells(page) == cells
         read_for_a_moment()
         page.locator("button", has_text="Both bad").click()
