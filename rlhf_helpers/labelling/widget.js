@@ -119,11 +119,10 @@ class View {
     this.root.append(head, this.help, this.chat, this.promptBox, this.answers, this.said, this.details, this.acts, this.reasons,
       this.alert, this.again, this.figures, this.hint);
     for (const hidden of [this.help, this.reasons, this.again]) hidden.hidden = true;
-    // JupyterLab sees a key after us, so stopPropagation would do; Notebook 7 sees it before us and needs the attribute. Shortcuts
-    // with Ctrl, such as saving the notebook, go through.
-    for (const name of ["keydown", "keyup", "focusout"]) this.root.addEventListener(name, (event) =>
-      this.root.toggleAttribute("data-lm-suppress-shortcuts", !(event.ctrlKey || event.metaKey)));
-    this.root.setAttribute("data-lm-suppress-shortcuts", "");
+    // JupyterLab sees a key after us, so stopPropagation would do; Notebook 7 sees it before us and looks for this attribute on
+    // the element with the focus. Shortcuts with Ctrl, such as saving the notebook, go through.
+    for (const name of ["keydown", "keyup", "focusin", "focusout"]) this.root.addEventListener(name, (event) =>
+      event.target.toggleAttribute("data-lm-suppress-shortcuts", !(event.ctrlKey || event.metaKey)));
     this.root.addEventListener("keydown", (event) => this.onKey(event));
     this.root.addEventListener("click", (event) => this.onClick(event), true);
     el.append(this.root);
