@@ -5,18 +5,18 @@ then improve policy and value function on these answers for a few epochs, never 
 
 From Python: `train_ppo(sft_folder, reward_model_folder, prompts, folder, plan)`; on several processes: `accelerate launch script.py`.
 
-What "The N Implementation Details of RLHF with PPO" (Huang, Liu and von Werra, 2023) and "The N+ Implementation Details of RLHF with
-PPO" (Huang et al., 2024, arXiv:2403.17031) list, and where it is here. Done: end token apart from padding, and never masked (masks come
-from lengths, not from token numbers); left-padded prompts with explicit positions; dropout off; a random stream for each process; logits
-divided by the sampling temperature everywhere; value head starting at zero, or a separate value model starting as the reward model; score
-at the end token only; fixed score for answers without one; discount 1; KL penalty for each token; adaptive KL; whitened advantages;
-clipped value loss of weight 0.1; minibatches and epochs; Adam with epsilon 1e-5 and a rate that falls to 0. Not done, because:
+The details that "The N Implementation Details of RLHF with PPO" (Huang, Liu and von Werra, 2023) and "The N+ Implementation Details of
+RLHF with PPO" (Huang et al., 2024, arXiv:2403.17031) list. Done: end token apart from padding and never masked (masks come from
+lengths, not from token numbers); left-padded prompts with explicit positions; dropout off; a random stream for each process; logits
+divided by the sampling temperature everywhere; value head starting at zero, or a separate value model starting as the reward model;
+score at the end token only; fixed score for answers without one; discount 1; KL penalty for each token; adaptive KL; whitened
+advantages (over the batch of all processes); clipped value loss of weight 0.1; minibatches and epochs; Adam with epsilon 1e-5 and a
+rate that falls to 0; prompts shuffled anew for each pass. Left out, with the reason:
 * whitened rewards: dividing them by their spread changes what beta means from step to step (off in the 2024 code too);
 * reward normalisation: the reward model is trained to be centred, and the value function learns whatever constant is left;
 * answers of a fixed length: sampling stops at the end token, which gives the same distribution in less time;
 * TensorFlow's Adam: it puts epsilon before the bias correction, which is a matter of the first few steps only;
-* prompts and answers cut at a full stop or paragraph: needed by their data; our chats end with an end token.
-* shared-seed and data-loading details of their experiments: prompts here are shuffled once for each pass over them.
+* prompts and answers cut at a full stop or paragraph: their data needed it; our chats end with an end token.
 """
 
 import math
@@ -156,11 +156,10 @@ class PPO:
 
     Args:
         policy: a causal language model of transformers; with a LoRA adapter, its base without the adapter is the reference.
-        reward: (prompts, completions) -> one number for each.
+        folder: the batch is saved beside it if a number is not finite.
         reference: a second copy of the first policy, loaded from its folder; not needed with LoRA.
         value_model: a model like a reward model; None puts a value head on the policy.
         gauges: more functions like `reward`, logged as `rewards/<name>/mean` and never trained on.
-        folder: where the batch is saved if a number is not finite.
     """
 
     def __init__(self, policy, tokenizer, reward: Reward, prompts: list[str], plan: ProximalPolicyOptimisation, folder: str | Path, *,
@@ -169,6 +168,8 @@ class PPO:
             raise ValueError("a policy without a LoRA adapter needs a reference: load the first policy's folder once more")
         self.accelerator = Accelerator(cpu=DEVICE == "cpu")
         processes = self.accelerator.num_processes
+        if not prompts:
+            raise ValueError("there are no prompts to train on")
         if plan.batch_size % (processes * plan.minibatches):
             raise ValueError(f"a batch of {plan.batch_size} answers cannot be cut into {plan.minibatches} minibatches on "
                              f"{processes} processes: make batch_size a multiple of {processes * plan.minibatches}")
@@ -204,8 +205,9 @@ class PPO:
 
     def step(self, step: int) -> dict[str, float]:
         """Rollout, rewards, advantages, epochs. Every random draw comes from a stream made of seed, step and process."""
-        dice = torch.Generator().manual_seed(_stream(self.seed, step, self.accelerator.process_index))
-        prompts = [self._prompt(step * self.plan.batch_size + self.accelerator.process_index * self.rows + k) for k in range(self.rows)]
+        process = self.accelerator.process_index
+        dice = torch.Generator().manual_seed(int(np.random.SeedSequence((self.seed, step, process)).generate_state(1)[0]))
+        prompts = [self._prompt(step * self.plan.batch_size + process * self.rows + k) for k in range(self.rows)]
         prompt_ids = [_prompt_ids(self.tokenizer, prompt) for prompt in prompts]
         completions = sample_tokens(self.policy, self.tokenizer, prompt_ids, temperature=self.plan.temperature,
                                     max_new_tokens=self.max_new_tokens, generator=dice)
@@ -280,9 +282,9 @@ class PPO:
                 loss = (policy + self.plan.value_weight * value).sum() / tokens
                 self.accelerator.backward(loss * self.accelerator.num_processes)  # gradients are averaged over processes, not added
             change = ((log_probs - part["log_probs"]) * mask).detach()
-            k3 = change.exp() - 1 - change  # of KL(pi_old || pi), Schulman (2020), "Approximating KL divergence"
-            outside = ((change.exp() - 1).abs() > self.plan.clip).float()
-            sums = sums + torch.stack([x.detach().sum() for x in (policy, value, k3, outside, (change.exp() - 1).abs())])
+            off = change.exp() - 1  # the ratio less 1; off - change is k3 of KL(pi_old || pi), Schulman (2020)
+            gauges = policy, value, off - change, (off.abs() > self.plan.clip).float(), off.abs()
+            sums = sums + torch.stack([gauge.detach().sum() for gauge in gauges])
         policy, value, kl, clipped, error = (self._total(*sums) / tokens).tolist()
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.plan.max_gradient))
         self._demand_finite(batch, policy_loss=policy, value_loss=value, gradient=norm)
@@ -291,8 +293,7 @@ class PPO:
 
     def _parts(self, batch: dict, minibatch) -> list[torch.Tensor]:
         """The rows of a minibatch in groups of like length, small enough for one pass."""
-        lengths = batch["attention"][minibatch].sum(1).cpu()
-        return list(minibatch[lengths.argsort(stable=True)].split(self.plan.rows_at_once))
+        return minibatch[batch["attention"][minibatch].sum(1).cpu().argsort(stable=True)].split(self.plan.rows_at_once)
 
     def _prompt(self, number: int) -> str:
         """The prompts again and again, each time in another order."""
@@ -336,10 +337,6 @@ class PPO:
         return {"plan": asdict(self.plan), "seed": self.seed, "processes": self.accelerator.num_processes}
 
 
-def _stream(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
 def train_ppo(start: str | Path, reward: str | Path | Reward, prompts: list[str], folder: str | Path, plan: ProximalPolicyOptimisation,
               seed: int = 0, max_new_tokens: int = 96, title: str = "PPO", *, value_model: str | Path | None = None, lora=None,
               callbacks=(), checkpoint: str | Path | None = None, every: int = 10) -> History:
@@ -355,6 +352,7 @@ def train_ppo(start: str | Path, reward: str | Path | Reward, prompts: list[str]
         the log: `reward`, `kl` and `entropy` (nats a token), `beta`, `rewards/rubric/mean`, `completions/mean_length` and others.
     """
     quiet()
+    Accelerator(cpu=DEVICE == "cpu")  # before any model: it gives each process its own GPU
     set_seed(seed)
     policy, tokenizer = load_policy(start), load_tokenizer(start)
     if not callable(reward):
