@@ -389,6 +389,7 @@ def test_the_one_token_bandit_reaches_its_optimum(tiny, tmp_path, beta):
 # --- several processes --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two more interpreters have to start
 def test_two_processes_do_what_one_does(tiny, tmp_path):
     """`accelerate launch` with two: each has half of the rows, both end with the weights of one process that has all."""
     script = Path(__file__).with_name("ppo_two_processes.py")
@@ -396,7 +397,7 @@ def test_two_processes_do_what_one_does(tiny, tmp_path):
                                 "PYTHONPATH": str(script.parents[1])}
     subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_ip",
                     "127.0.0.1", "--main_process_port", "0", str(script), str(tiny), str(tmp_path)], env=environment, check=True,
-                   capture_output=True, timeout=280)
+                   capture_output=True, timeout=800)
     wanted, row = weights_after_update(tiny, tmp_path)
     halves = [torch.load(tmp_path / f"after_{k}.pt", weights_only=True) for k in range(2)]
     start = dict(ppo.ActorCritic(load_policy(tiny)).named_parameters())
