@@ -3,7 +3,8 @@
 
     python3 run.py tutorial     run the notebooks in order and print a table of what each took and found
     python3 run.py lab          open JupyterLab at notebook 00
-    python3 run.py test         run all tests (--quick: only those of the helper package)
+    python3 run.py test         run all tests (--quick: only those of the helper package; --label-studio: those that need
+                                a Label Studio server, which it installs beside the rest, 1 GB)
     python3 run.py refresh      run the notebooks again and write their outputs into them
 
 On Windows say `py run.py ...`. It needs Python 3.11 or newer and nothing else. The file uses the standard library only,
@@ -30,9 +31,11 @@ NOTEBOOKS = ROOT / "notebooks"
 RUNS = ROOT / "runs"
 REQUIREMENTS = ROOT / "requirements.txt"
 VENV = ROOT / ".venv"
+LABEL_STUDIO_VENV = ROOT / ".venv-label-studio"
 
 OLDEST_PYTHON = (3, 11)
 TORCH = "torch==2.13.0"
+LABEL_STUDIO = "label-studio==1.23.2"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 FREE_BYTES_NEEDED = 3 * 10**9
 FREE_BYTES_NEEDED_WITH_CUDA = 10 * 10**9
@@ -52,6 +55,9 @@ def main(arguments=None):
         check_python(sys.version_info)
         options = parse(arguments)
         python = ready_environment()
+        if options.command == "test" and options.label_studio:
+            install_label_studio()
+            return run_child([str(python), "-m", "pytest", "tests/test_label_studio_server.py"], environment(offline=True))
         if options.command == "test":
             return run_tests(python, options.quick)
         if options.command == "lab":
@@ -81,7 +87,9 @@ def parse(arguments):
         "lab", help="open JupyterLab at notebook 00; options are passed on to it, for example --no-browser"
     )
     test = commands.add_parser("test", help="run all tests")
-    test.add_argument("--quick", action="store_true", help="only the tests of the helper package")
+    some = test.add_mutually_exclusive_group()
+    some.add_argument("--quick", action="store_true", help="only the tests of the helper package")
+    some.add_argument("--label-studio", action="store_true", help="only those with a Label Studio server, installed first (1 GB)")
     refresh = commands.add_parser("refresh", help="run the notebooks and write their outputs into them")
     refresh.add_argument("numbers", metavar="NN", nargs="*", type=notebook_number, help="only these notebooks")
     options, extra = top.parse_known_args(arguments)
@@ -234,6 +242,19 @@ def make_environment(python):
     install = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
     step("Installing PyTorch", install + torch_arguments())
     step("Installing the other packages", install + ["--requirement", str(REQUIREMENTS)])
+
+
+def install_label_studio():
+    """Make the environment of the Label Studio server that tests start; its packages do not go with ours."""
+    stamp = LABEL_STUDIO_VENV / "made_from.txt"
+    if stamp.exists() and stamp.read_text() == LABEL_STUDIO:
+        return
+    if LABEL_STUDIO_VENV.exists():
+        shutil.rmtree(str(LABEL_STUDIO_VENV))
+    step("Making the environment in .venv-label-studio", [sys.executable, "-m", "venv", str(LABEL_STUDIO_VENV)])
+    python = LABEL_STUDIO_VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    step("Installing Label Studio", [str(python), "-m", "pip", "install", "--disable-pip-version-check", LABEL_STUDIO])
+    stamp.write_text(LABEL_STUDIO)
 
 
 def check_this_computer():

@@ -1,9 +1,11 @@
-"""The four data files that pass between the stages, one JSON object a line (JSONL), in TRL's vocabulary.
+"""The data files that pass between the stages, one JSON object a line (JSONL), in TRL's vocabulary.
 
     instruction    prompt, completion, source (human, generated, imported), topic
     prompt         prompt
     candidate set  prompt, responses: two or more of {id, text, model, settings}
     preference     prompt, chosen, rejected, annotator, strength
+    judgement      prompt, completion, label (true for good), as TRL's KTO takes it
+    ranking        prompt, ranking (groups of texts, the best first; a group is a tie), annotator
 
 A `prompt`, `completion`, `chosen` or `rejected` is a text, or a list of {"role", "content"} messages (the
 conversational form, which the models are trained on); one row keeps to one form. Further fields are kept as they are.
@@ -198,6 +200,26 @@ def _check_preference(row: dict) -> Iterator[Fault]:
         yield "rejected", 'is the same as "chosen"', "delete the row: it prefers nothing"
 
 
+def _check_judgement(row: dict) -> Iterator[Fault]:
+    yield from _said(row, "prompt")
+    yield from _said(row, "completion", may_be_blank=True)
+    yield from _one_form(row)
+    if not isinstance(row.get("label", True), bool):
+        yield "label", f"is {row['label']!r}", "write true for a good answer, false for a bad one"
+
+
+def _check_ranking(row: dict) -> Iterator[Fault]:
+    yield from _said(row, "prompt")
+    yield from _text("annotator", row.get("annotator", "missing"))
+    groups = row.get("ranking", [["missing"], ["too"]])
+    if not isinstance(groups, list) or not all(isinstance(group, list) and group for group in groups):
+        yield "ranking", "is not a list of lists", 'write [["the best"], ["second", "as good as the second"]]'
+    else:
+        for place, group in enumerate(groups):
+            for text in group:
+                yield from _text(f"ranking[{place}]", text, may_be_blank=True)
+
+
 def _missing(row: dict, fields: Iterable[str]) -> Iterator[Fault]:
     for field in fields:
         if field not in row:
@@ -210,6 +232,8 @@ CHECKS = {
     "instructions": (("prompt", "completion", "source", "topic"), _check_instruction),
     "candidates": (("prompt", "responses"), _check_candidates),
     "preferences": (("prompt", "chosen", "rejected", "annotator", "strength"), _check_preference),
+    "judgements": (("prompt", "completion", "label"), _check_judgement),
+    "rankings": (("prompt", "ranking", "annotator"), _check_ranking),
 }
 
 
@@ -249,21 +273,27 @@ def _no_such_number(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
+def parsed_lines(path: str | Path) -> Iterator[tuple[int, object, list[Fault], bool]]:
+    """(number, content, faults of its JSON, whether it has a line end) of every line of a JSONL file that is not blank."""
+    for number, line, finished in _lines(Path(path)):
+        yield number, *_parse(line, finished), finished
+
+
 def _read(path: str | Path, form: str, bad: str) -> Rows:
     if bad not in ("raise", "keep_good"):
         raise ValueError(f'bad={bad!r} is not known: use "raise" or "keep_good"')
     rows = Rows()
-    for number, line, finished in _lines(Path(path)):
-        row, faults = _parse(line, finished)
+    for number, row, faults, _ in parsed_lines(path):
         faults = faults or _faults(row, form)
         rows.problems += [Problem(str(path), number, *fault) for fault in faults]
         if not faults:
             rows.append(row)
-    _report(rows, bad)
+    report_problems(rows, bad)
     return rows
 
 
-def _report(rows: Rows, bad: str) -> None:
+def report_problems(rows: Rows, bad: str) -> None:
+    """Raise BadData for the problems of rows that were read, or with `bad="keep_good"` print them."""
     if not rows.problems:
         return
     count = len({problem.line for problem in rows.problems})
@@ -314,6 +344,16 @@ def read_preferences(path: str | Path, bad: str = "raise") -> Rows:
     return _read(path, "preferences", bad)
 
 
+def read_judgements(path: str | Path, bad: str = "raise") -> Rows:
+    """The judgements of single answers of a file; `bad` as in `read_prompts`."""
+    return _read(path, "judgements", bad)
+
+
+def read_rankings(path: str | Path, bad: str = "raise") -> Rows:
+    """The rankings of a file; `bad` as in `read_prompts`."""
+    return _read(path, "rankings", bad)
+
+
 def write_prompts(path: str | Path, rows: Iterable[dict]) -> None:
     """Replace `path` by these prompts, whole or not at all. Raises BadData, and writes nothing, if a row is bad."""
     _write(path, rows, "prompts")
@@ -334,9 +374,24 @@ def write_preferences(path: str | Path, rows: Iterable[dict]) -> None:
     _write(path, rows, "preferences")
 
 
+def write_judgements(path: str | Path, rows: Iterable[dict]) -> None:
+    """Replace `path` by these judgements, as `write_prompts` does."""
+    _write(path, rows, "judgements")
+
+
+def write_rankings(path: str | Path, rows: Iterable[dict]) -> None:
+    """Replace `path` by these rankings, as `write_prompts` does."""
+    _write(path, rows, "rankings")
+
+
 def check_candidates(rows: Iterable[dict], name: str = "candidates") -> None:
     """Raise BadData, naming the row's place, if a candidate set that did not come from a file is bad."""
     _check(rows, "candidates", name)
+
+
+def check_preferences(rows: Iterable[dict], name: str = "preferences") -> None:
+    """Raise BadData, naming the row's place, if a preference that did not come from a file is bad."""
+    _check(rows, "preferences", name)
 
 
 def write_json(path: str | Path, value: object) -> None:

@@ -86,6 +86,32 @@ def plot_curve(axis, steps, values, label: str, index: int = 0, every: int = 5) 
     axis.plot(steps, values, color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], markevery=every, ms=5, label=label)
 
 
+class LiveCurve:
+    """A callback of a training: keeps one plot for each of some logged columns up to date in a notebook, and does nothing elsewhere."""
+
+    def __init__(self, steps: int, *columns: str, every: float = 3.0):
+        self.steps, self.columns, self.every, self.rows = steps, columns, every, []
+        self.handle, self.last = None, 0.0
+
+    def __call__(self, row: dict, policy=None) -> None:
+        """Take a row of the log; redraws at most once in `every` seconds, and at the last step."""
+        self.rows.append(row)
+        if not in_notebook() or (time.time() - self.last < self.every and row["step"] < self.steps):
+            return
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+        self.last = time.time()
+        figure, axes = new_figure(3.3 * len(self.columns), 2.6, columns=len(self.columns))
+        for k, (axis, column) in enumerate(zip([axes] if len(self.columns) == 1 else axes, self.columns)):
+            plot_curve(axis, [r["step"] for r in self.rows], [r[column] for r in self.rows], column, k)
+            axis.set(xlabel="step", ylabel=column)
+        plt.close(figure)
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+
+
 def plot_estimates(axis, names: list[str], estimates: list[dict], label: str) -> None:
     """A dot with its interval for each name, from top to bottom."""
     places = list(range(len(names)))[::-1]

@@ -28,6 +28,32 @@ class ReinforcementLearning:
 
 
 @dataclass(frozen=True)
+class ProximalPolicyOptimisation:
+    """One PPO run: `steps` rollouts of `batch_size` answers, each used for `epochs` passes of `minibatches` updates.
+
+    The values are those of Huang et al. (2024, arXiv:2403.17031) where the size of the model does not ask for others.
+    """
+
+    steps: int
+    batch_size: int  # answers a step, over all processes
+    learning_rate: float  # falls linearly to 0
+    beta: float  # weight of the KL penalty; the first one if `target_kl` is set
+    target_kl: float | None = None  # nats an answer; None leaves beta fixed
+    epochs: int = 4
+    minibatches: int = 1
+    discount: float = 1.0  # gamma
+    trace: float = 0.95  # lambda of the generalised advantage estimate
+    clip: float = 0.2  # of the probability ratio
+    value_clip: float = 0.2  # in units of the reward
+    value_weight: float = 0.1
+    stop_kl: float | None = 0.1  # nats a token between the policy of the rollout and the present one; beyond it the step's epochs end
+    unfinished_score: float | None = -1.0  # in place of the reward of an answer that was cut off; None keeps the reward
+    max_gradient: float = 1.0  # norm
+    temperature: float = 1.0
+    rows_at_once: int = 8  # in one pass through the model; fewer need less memory
+
+
+@dataclass(frozen=True)
 class Profile:
     """All settings of a run. `bars` says whether the notebooks' check cells raise, or only report (no bar was ever measured)."""
 

@@ -1,4 +1,6 @@
 """Agreement: published worked examples, hand calculations, and what happens when there is too little to say."""
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -95,3 +97,41 @@ def test_too_little_to_say_is_none():
     assert agreement.krippendorff_alpha(alike) is None and agreement.percent_agreement(alike)["estimate"] == 1
     assert agreement.cohen_kappa(alike, "one", "two") is None and agreement.cohen_kappa(alone, "one", "two") is None
     assert agreement.per_annotator([]) == []
+
+
+def test_dawid_skene_trusts_whoever_is_reliable():
+    """One careful and three careless annotators: votes are right less often than the model, which says how sure it is."""
+    rng = np.random.default_rng(0)
+    truth = rng.choice(["a", "b"], 150)
+    def said(accuracy):
+        return "".join(t if rng.random() < accuracy else "ab"[t == "a"] for t in truth)
+    labels = labels_of(careful=said(0.95), second=said(0.9), careless=said(0.55), worse=said(0.55), worst=said(0.55))
+    found, votes = agreement.dawid_skene(labels), agreement.majority(labels)
+    right = np.mean([found.loc[str(pair), "verdict"] == t for pair, t in enumerate(truth)])
+    assert right > np.mean([votes[str(pair)].verdict == t for pair, t in enumerate(truth)]) and right > 0.9
+    assert found["probability"].between(0.5, 1).all() and list(found.index) == [str(pair) for pair in range(150)]
+
+
+def test_dawid_skene_knows_ties_and_nothing():
+    found = agreement.dawid_skene(labels_of(one="gxaas", two="gxab-", three="gxaas"))
+    assert list(found["verdict"][:3]) == ["tie_good", "tie_bad", "a"] and len(found) == 4
+    assert agreement.dawid_skene([]).empty
+
+
+def test_agreement_about_flags():
+    """Two flag the same one of eight answers as unsafe: alpha 1. Of wrong, each flags another one: below chance."""
+    one, two = labels_of(one="aabb", two="abab")[:4], labels_of(two="abab")
+    flagged = [replace(label, flags={"a": ["unsafe"] + ["wrong"] * (label.annotator == "one")}) if label.comparison_id == "0"
+               else replace(label, flags={"b": ["wrong"]}) if label.comparison_id == "1" and label.annotator == "two" else label
+               for label in [*one, *two]]
+    alphas = agreement.flag_agreement(flagged)
+    assert alphas["unsafe"]["estimate"] == pytest.approx(1) and alphas["unsafe"]["n"] == 8
+    assert alphas["wrong"]["estimate"] < 0 and alphas["other"] is None and agreement.flag_agreement([])["unsafe"] is None
+
+
+def test_agreement_with_oneself_and_with_gold():
+    first, again = labels_of(one="abags", two="aa---"), labels_of(one="aaags", two="sa---")
+    found = agreement.self_agreement(first, again)
+    assert (found["one"]["estimate"], found["one"]["n"]) == (0.75, 4) and (found["two"]["estimate"], found["two"]["n"]) == (1, 1)
+    gold = agreement.gold_accuracy([(label(pair, "one", "a"), pair > 0) for pair in range(4)])
+    assert (gold["one"]["estimate"], gold["one"]["n"]) == (0.75, 4) and agreement.gold_accuracy([]) == {}

@@ -12,30 +12,39 @@ PACKAGE = Path(formats.__file__).parent
 LAYERS = [  # a module may import its own layer and those before it
     ("formats", "statistics", "notebook"),
     ("world.catalogue", "world.grammar", "world.judge", "world.annotators", "world.splits"),
-    ("labelling", "labelling.store", "labelling.session", "labelling.agreement", "labelling.export", "labelling.plain_view"),
+    ("labelling", "labelling.schema", "labelling.records", "labelling.store", "labelling.history", "labelling.selection",
+     "labelling.strip", "labelling.session",
+     "labelling.agreement", "labelling.ratings", "labelling.export", "labelling.importing", "labelling.log",
+     "labelling.plain_view", "labelling.widget", "labelling.chat", "labelling.view",
+     "labelling.label_studio_annotations", "labelling.label_studio_files"),
+    ("label_studio",),
     ("profiles", "runs"),
     ("models", "training"),
-    ("base_model", "instructions", "sft", "rewards", "rl", "dpo"),
+    ("base_model", "instructions", "sft", "rewards", "rl", "dpo", "ppo"),
     ("assessment",),
     ("stages",),
     ("bars", "report_page", "report"),
     ("bootstrap", "colab", "series"),
 ]
 HEAVY = {"torch", "transformers", "trl", "datasets", "accelerate", "peft", "tokenizers"}
-TRAINS = {"models", "training", "base_model", "sft", "rewards", "rl", "dpo"}  # the modules that use them
+TRAINS = {"models", "training", "base_model", "sft", "rewards", "rl", "dpo", "ppo"}  # the modules that use them
 SPECIAL = {  # libraries that only these modules may load, here with the reason they are needed for
     "ipywidgets": {"labelling.plain_view"},  # the buttons
+    "anywidget": {"labelling.widget"},  # the keyboard, and acts that wait in the browser
+    "traitlets": {"labelling.widget"},
     "IPython": {"labelling.plain_view", "notebook"},  # display
     "matplotlib": {"notebook"},  # one look of all plots
-    "evalica": {"labelling.agreement"},
+    "evalica": {"labelling.agreement", "labelling.ratings"},
+    "crowdkit": {"labelling.agreement"},  # Dawid and Skene
     "sklearn": {"labelling.agreement"},
-    "pandas": {"labelling.agreement"},
+    "pandas": {"labelling.agreement", "labelling.ratings"},
     "rouge_score": {"instructions"},
     "papermill": {"series"},
     "nbclient": {"series"},
     "psutil": {"series"},
     "nbformat": {"series", "bootstrap"},
     "packaging": {"colab"},
+    "requests": {"label_studio"},
 }
 USUAL = {"numpy", "scipy"}
 

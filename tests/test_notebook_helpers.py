@@ -149,3 +149,25 @@ def test_a_known_miss_is_said_and_does_not_raise(capsys):
     notebook.check("win rate", 0.9, at_least=0.8, known_miss=True)
     assert capsys.readouterr().out.splitlines() == ["missed, as the README says: win rate should be at least 0.8",
                                                     "ok: win rate is at least 0.8"]
+
+
+def test_the_live_curve_redraws_one_figure_up_to_the_last_step(monkeypatch):
+    """Rows that come faster than it draws are in the next drawing; outside of a notebook nothing is shown."""
+    shown = []
+
+    class Handle:
+        def update(self, figure):
+            shown.append(("update", figure))
+
+    monkeypatch.setattr("IPython.display.display", lambda figure, display_id: shown.append(("display", figure)) or Handle())
+    curve = notebook.LiveCurve(4, "reward", "kl", every=1000)
+    curve({"step": 1, "reward": 0.5, "kl": 0.0})
+    assert shown == []
+    monkeypatch.setattr(notebook, "in_notebook", lambda: True)
+    for step in (2, 3, 4):
+        curve({"step": step, "reward": 0.5 * step, "kl": 0.1})
+    assert [kind for kind, _ in shown] == ["display", "update"]
+    lines = [axis.lines[0] for axis in shown[-1][1].axes]
+    assert [line.get_xdata().tolist() for line in lines] == [[1, 2, 3, 4]] * 2
+    assert lines[0].get_ydata().tolist() == [0.5, 1.0, 1.5, 2.0]
+    assert [axis.get_ylabel() for axis in shown[-1][1].axes] == ["reward", "kl"]

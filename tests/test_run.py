@@ -19,7 +19,8 @@ THERE = SimpleNamespace(free=10**12)
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """Move run.py's folder to a temporary one with two notebooks, room on its disk, and no need to look for PyTorch."""
-    for name, value in {"ROOT": "", "NOTEBOOKS": "notebooks", "RUNS": "runs", "VENV": ".venv"}.items():
+    for name, value in {"ROOT": "", "NOTEBOOKS": "notebooks", "RUNS": "runs", "VENV": ".venv",
+                        "LABEL_STUDIO_VENV": ".venv-label-studio"}.items():
         monkeypatch.setattr(run, name, tmp_path / value)
     monkeypatch.setattr(run, "REQUIREMENTS", tmp_path / "requirements.txt")
     (tmp_path / "requirements.txt").write_text("papermill\n")
@@ -39,7 +40,7 @@ def steps(place, monkeypatch):
     def step(title, command):
         taken.append(title)
         if command[1:3] == ["-m", "venv"]:
-            python = place / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+            python = run.Path(command[3]) / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
             python.parent.mkdir(parents=True)
             python.touch()
 
@@ -85,6 +86,7 @@ def test_an_old_python_is_told_before_anything_else(started, monkeypatch, capsys
         (["tutorial", "--seed", "-1"], "is not a whole number"),
         (["tutorial", "--run", "../outside"], "is no folder name"),
         (["test", "--fast"], "unknown: --fast"),
+        (["test", "--quick", "--label-studio"], "not allowed with"),
     ],
 )
 def test_wrong_arguments_are_named_before_the_set_up(started, steps, capsys, arguments, said):
@@ -116,6 +118,13 @@ def test_the_environment_is_made_once(started, steps):
     assert steps == ["Making the environment in .venv", "Installing PyTorch", "Installing the other packages"]
     run.main(["refresh"])
     assert len(steps) == 3 and len(started) == 2
+
+
+def test_label_studio_is_installed_once_and_only_when_asked_for(started, steps):
+    for _ in range(2):
+        assert run.main(["test", "--label-studio"]) == 0
+    assert steps[3:] == ["Making the environment in .venv-label-studio", "Installing Label Studio"]
+    assert [command[1:] for command in started] == [["-m", "pytest", "tests/test_label_studio_server.py"]] * 2
 
 
 @pytest.mark.parametrize("damage", ["no stamp", "other requirements", "no python"])

@@ -3,8 +3,8 @@
 Estimates are dicts with `estimate`, `low`, `high` (95 %) and `n`, as in `statistics`; None where too few labels, or
 labels that are all alike, leave a figure without meaning. `as_table` shows them.
 
-A verdict on a pair is one of four: the first response, the second (in an order by hash, which has nothing to do with
-sides or models), both good, both bad. Skips say nothing and are left out.
+A verdict on a pair is one of five: the first response, the second (in an order by hash, which has nothing to do with
+sides or models), both good, both bad, equal (in a ranking). Skips say nothing and are left out.
 """
 import warnings
 from collections import Counter, defaultdict
@@ -19,9 +19,9 @@ from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
 from ..statistics import show
-from .store import Label
+from .store import FLAGS, Label
 
-CATEGORIES = {"first": 0, "second": 1, "tie_good": 2, "tie_bad": 3}
+CATEGORIES = {"first": 0, "second": 1, "tie_good": 2, "tie_bad": 3, "tie": 4}
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,43 @@ def _most(given: list[Label]) -> Majority:
     return Majority(verdict, votes / len(given), len(given), voters)
 
 
+def dawid_skene(labels: Iterable[Label]) -> pd.DataFrame:
+    """What each pair probably is, where votes of reliable annotators weigh more (Dawid and Skene, 1979, by crowd-kit).
+
+    A row a pair (its id is the index), `verdict` (a response id, tie_good, tie_bad or tie) and `probability`. How
+    reliable each one is follows from the labels alone: whoever agrees with the others on what they agree on. Empty if
+    there are no labels.
+    """
+    from crowdkit.aggregation import DawidSkene  # slow to load, and seldom needed
+    pairs = _by_pair(labels)
+    rows = [(pair_id, label.annotator, _category(label)) for pair_id, given in pairs.items() for label in given]
+    if not rows:
+        return pd.DataFrame(columns=["verdict", "probability"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                      # it uses what pandas is about to give up
+        found = DawidSkene(n_iter=200, tol=1e-6).fit_predict_proba(pd.DataFrame(rows, columns=["task", "worker", "label"]))
+    names = dict(zip(CATEGORIES.values(), CATEGORIES, strict=True))
+    verdicts = {pair_id: _verdict(names[category], pairs[pair_id][0]) for pair_id, category in found.idxmax(axis=1).items()}
+    return pd.DataFrame({"verdict": verdicts, "probability": found.max(axis=1)}).loc[list(pairs)]
+
+
+def _verdict(category: str, label: Label) -> str:
+    order = sorted(label.shown_order)
+    return {"first": order[0], "second": order[1]}.get(category, category)
+
+
+def flag_agreement(labels: Iterable[Label], seed: int = 0) -> dict[str, dict | None]:
+    """{flag: Krippendorff's alpha of whether it was set}, a unit for each answer of each pair; None for a flag that
+    nobody set or that is on every answer. Persons only see whether to agree on a criterion if someone used it."""
+    given = [label for pair in _by_pair(labels).values() for label in pair]
+    table = {flag: defaultdict(dict) for flag in FLAGS}
+    for label in given:
+        for answer in label.shown_order:
+            for flag in FLAGS:
+                table[flag][f"{label.comparison_id} {answer}"][label.annotator] = float(flag in label.flags.get(answer, ()))
+    return {flag: alpha_of(pd.DataFrame(units, dtype="float64"), seed) if units else None for flag, units in table.items()}
+
+
 def per_annotator(labels: Iterable[Label]) -> list[dict]:
     """A row an annotator: `annotator`, `labels` (their number), the shares of the preferences that chose the `left` and
     the `longer` answer, `median_seconds` a pair was looked at, and how often they say what the majority of the others
@@ -139,6 +176,24 @@ def per_annotator(labels: Iterable[Label]) -> list[dict]:
         for label in given:
             own[label.annotator].append(label)
     return [_annotator_row(name, own[name], pairs) for name in sorted(own)]
+
+
+def self_agreement(labels: Iterable[Label], repeats: Iterable[Label]) -> dict[str, dict]:
+    """{annotator: how often a hidden repeat (`LabelStore.repeats`) got the same verdict as the pair the first time}."""
+    first, same = {(label.comparison_id, label.annotator): label.verdict for label in labels}, defaultdict(list)
+    for again in repeats:
+        before = first.get((again.comparison_id, again.annotator), "skip")
+        if "skip" not in (before, again.verdict):
+            same[again.annotator].append(before == again.verdict)
+    return {name: _wilson(sum(hits), len(hits)) for name, hits in sorted(same.items())}
+
+
+def gold_accuracy(gold_labels: Iterable[tuple[Label, bool]]) -> dict[str, dict]:
+    """{annotator: how often the answer known to be better was chosen}, of `LabelStore.gold_labels`."""
+    right = defaultdict(list)
+    for label, is_right in gold_labels:
+        right[label.annotator].append(is_right)
+    return {name: _wilson(sum(hits), len(hits)) for name, hits in sorted(right.items())}
 
 
 def _annotator_row(name: str, own: list[Label], pairs: dict[str, list[Label]]) -> dict:

@@ -1,4 +1,4 @@
-"""Two forms made of plain ipywidgets (7.7.1, as on Colab, and 8): comparing two answers, and writing instructions.
+"""Forms of plain ipywidgets (7.7.1, as on Colab, and 8): comparing and ranking answers, a chat, writing instructions.
 
 Three things here are easy to get wrong. Button presses may arrive on any thread, so every handler takes a lock.
 ipywidgets swallows what a handler raises, so every handler shows its errors. And a press can be late: buttons are made
@@ -16,8 +16,9 @@ import ipywidgets as widgets
 from IPython.display import display
 
 from ..formats import BadData, as_text, read_instructions, to_conversational, to_plain, write_instructions
-from .session import LabellingSession, StaleAct
-from .store import StoreError
+from .chat import Chat
+from .session import BadAct, LabellingSession, Progress, Shown, StaleAct, Unconfirmed, parse_ranking
+from .store import FLAGS, STRENGTHS, StoreError
 
 STYLE = """<style>
 .rl-view { max-width: 60rem; padding: .25rem; }
@@ -41,7 +42,8 @@ STYLE = """<style>
 .rl-view textarea { line-height: 1.5; }
 </style>"""
 ACTS = (("Left is better", "left", "rl-main"), ("Right is better", "right", "rl-main"),
-        ("Both good", "tie_good", ""), ("Both bad", "tie_bad", ""), ("Skip", "skip", ""))
+        ("Both good", "tie_good", ""), ("Both bad", "tie_bad", ""))
+REASONS = ["I cannot tell", "I know too little about this", "The text is broken", "I would rather not"]
 TOO_QUICK_MS = 400                  # the second half of a double click; nobody has read a pair in that time
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 
@@ -50,12 +52,27 @@ class FileChanged(RuntimeError):
     """Something else wrote to the file while a form had it open."""
 
 
-SHOWN_ERRORS = (StaleAct, StoreError, BadData, FileChanged, OSError)
+SHOWN_ERRORS = (StaleAct, StoreError, BadData, FileChanged, OSError, BadAct)
 
 
 def as_html(text: str, css_class: str = "") -> str:
     """HTML that shows `text` as it is: markup escaped, control characters as their pictures, own writing direction."""
-    return f'<div class="rl-text {css_class}" dir="auto">{html.escape(text.translate(CONTROL_PICTURES))}</div>'
+    return f'<div class="rl-text {css_class}" dir="auto">{html.escape(visible(text))}</div>'
+
+
+def visible(text: str) -> str:
+    """The text with pictures of the control characters in it, which would else not be seen."""
+    return text.translate(CONTROL_PICTURES)
+
+
+def saved_text(progress: Progress, goal: int | None) -> str:
+    """How far one is, such as `Saved 17 of 50 (2 skipped).`; nothing counts that is not on the disk."""
+    goal = min(goal or progress.total, progress.total)
+    skipped = f" ({progress.skipped} skipped)" if progress.skipped else ""
+    text = f"Saved {progress.saved} of {goal}{skipped}."
+    if goal <= progress.saved < progress.total:
+        text += " That is enough; you can run the next cell, or go on."
+    return text
 
 
 def _named(name: str, text: str = "", css_class: str = "") -> str:
@@ -106,43 +123,66 @@ def _row(*children: widgets.Widget) -> widgets.HBox:
 
 
 class PlainView(_Panel):
-    """The pair of a LabellingSession, with buttons. The last expression of a cell shows it; running the cell again
-    goes on where the store stands. `goal` is how many pairs to do by hand (default: all); one may go on beyond it."""
+    """What a LabellingSession shows, with buttons. The last expression of a cell shows it; running the cell again goes on
+    where the store stands. `goal` is how many to do by hand (default: all); one may go on beyond it."""
 
     def __init__(self, session: LabellingSession, goal: int | None = None):
         super().__init__()
         self.session, self.goal = session, goal
         self._retired: list[widgets.Button] = []
-        self.prompt, self.left, self.right = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self._columns = widgets.VBox(), widgets.VBox()
-        answers = widgets.Box(self._columns)
-        answers.add_class("rl-answers")
-        self._below = _row()
-        self.root.children = (widgets.HTML(STYLE), self.prompt, answers, self._below, self.message)
+        self._untouched: str | None = None             # the set whose order as shown was to be confirmed
+        self.prompt, self.answers = widgets.HTML(), widgets.Box()
+        self.texts = [widgets.HTML() for _ in range(9)]
+        self.left, self.right = self.texts[:2]
+        self.flags = [[widgets.ToggleButton(description=flag) for flag in FLAGS] for _ in self.texts]
+        self.answers.add_class("rl-answers")
+        self.order = widgets.Text(placeholder="your order, such as 3 1=2")
+        self.strength = widgets.Dropdown(options=[("how much better? (if you like)", None), *((name, name) for name in STRENGTHS)])
+        self.reason = widgets.Dropdown(options=[("why skip?", ""), *((reason, reason) for reason in REASONS)])
+        self.note = widgets.Text(placeholder="note")
+        self._below, self._details, self.figures = _row(), _row(), widgets.HTML()
+        self.root.children = (widgets.HTML(STYLE), self.prompt, self.answers, self._below, self._details, self.message, self.figures)
         self._do(self._draw)
 
     def _draw(self) -> str:
         """Show the session's pair; texts first, so that a press in between meets the old, refusable buttons."""
         shown = self.session.current
+        ranks = self.session.task == "rank"
         self.prompt.value = _named("Prompt", shown.prompt, "rl-prompt") if shown else _named("All pairs are done.")
-        self.left.value = _named("Left answer", shown.left.text or " ") if shown else ""
-        self.right.value = _named("Right answer", shown.right.text or " ") if shown else ""
-        self._renew_buttons(shown.pair_id if shown else None)
-        return self._saved()
+        names = [f"Answer {number}" for number in range(1, 10)] if ranks else ["Left answer", "Right answer"]
+        answers = shown.answers if shown else ()
+        for place, text in enumerate(self.texts):
+            text.value = _named(names[place], answers[place].text or " ") if place < len(answers) else ""
+        for field, empty in ((self.order, ""), (self.strength, None), (self.reason, ""), (self.note, "")):
+            field.value = empty
+        for flag in (flag for row in self.flags for flag in row):
+            flag.value = False
+        self._renew_buttons(shown, ranks)
+        self.figures.value = "".join(_said(figure.name, figure.value, figure.hint) for figure in self.session.figures())
+        return saved_text(self.session.progress(), self.goal)
 
-    def _renew_buttons(self, pair_id: str | None) -> None:
+    def _renew_buttons(self, shown: Shown | None, ranks: bool) -> None:
         old, drawn_at = self.buttons, time.monotonic()
         self.buttons = {}
-        acts = {choice: self._button(text, partial(self._judge, pair_id, choice, drawn_at), css_class)
-                for text, choice, css_class in ACTS}
-        for button in acts.values():
-            button.disabled = pair_id is None
-        undo = self._button("Undo", lambda: self._then_draw(self.session.undo, pair_id))
+        acts = self._ranking_acts(shown, drawn_at) if ranks else [
+            self._button(text, partial(self._judge, shown, drawn_at, choice), css_class) for text, choice, css_class in ACTS]
+        skip = self._button("Skip", partial(self._judge, shown, drawn_at, "skip"))
+        for button in [*acts, skip]:
+            button.disabled = shown is None
+        undo = self._button("Undo", lambda: self._then_draw(self.session.undo, shown.pair_id if shown else None))
         undo.disabled = not self.session.can_undo()
-        self._columns[0].children = (self.left, acts["left"])
-        self._columns[1].children = (self.right, acts["right"])
-        self._below.children = (acts["tie_good"], acts["tie_bad"], acts["skip"], undo)
+        number = len(shown.answers) if shown else 0
+        under = [[] for _ in range(number)] if ranks else [[button] for button in acts[:2]]
+        self.answers.children = tuple(widgets.VBox([self.texts[place], _row(*self.flags[place]), *under[place]])
+                                      for place in range(number))
+        self._below.children = (*((self.order, *acts) if ranks else acts[2:]), skip, self.reason, undo)
+        self._details.children = (self.note,) if ranks else (self.strength, self.note)
+        self._details.layout.display = "" if shown else "none"
         self._retire(old)
+
+    def _ranking_acts(self, shown: Shown | None, drawn_at: float) -> list[widgets.Button]:
+        return [self._button("Save ranking", partial(self._judge, shown, drawn_at, "rank"), "rl-main"),
+                self._button("Keep the order shown", partial(self._judge, shown, drawn_at, "keep"))]
 
     def _retire(self, old: dict[str, widgets.Button]) -> None:
         """Close the buttons before the last ones; the last ones live on, to answer presses that are on their way."""
@@ -150,26 +190,64 @@ class PlainView(_Panel):
             button.close()
         self._retired = list(old.values())
 
-    def _judge(self, pair_id: str, choice: str, drawn_at: float) -> str:
+    def _judge(self, shown: Shown, drawn_at: float, choice: str) -> str:
         shown_ms = int(1000 * (time.monotonic() - drawn_at))
         if shown_ms < TOO_QUICK_MS:
             raise StaleAct("That press came too soon after the pair appeared (a double click?), so it was not saved.")
+        about = {"flags": [[flag.description for flag in row if flag.value] for row in self.flags[:len(shown.answers)]],
+                 "note": self.note.value.strip(), "ui": "plain"}
         if choice == "skip":
-            return self._then_draw(self.session.skip, pair_id)
-        return self._then_draw(self.session.choose, pair_id, choice, shown_ms)
+            return self._then_draw(self.session.skip, shown.pair_id, self.reason.value, **about)
+        if choice == "rank":
+            groups = parse_ranking(self.order.value, len(shown.answers))
+            return self._then_draw(self.session.rank, shown.pair_id, groups, shown_ms, True, **about)
+        if choice == "keep":
+            return self._keep_order(shown, shown_ms, about)
+        return self._then_draw(self.session.choose, shown.pair_id, choice, shown_ms, self.strength.value, **about)
 
-    def _then_draw(self, act: Callable, *about: object) -> str:
-        act(*about)
+    def _keep_order(self, shown: Shown, shown_ms: int, about: dict) -> str:
+        groups = [[number + 1] for number in range(len(shown.answers))]
+        try:
+            return self._then_draw(self.session.rank, shown.pair_id, groups, shown_ms, self._untouched == shown.pair_id, **about)
+        except Unconfirmed:
+            self._untouched = shown.pair_id
+            raise
+
+    def _then_draw(self, act: Callable, *about: object, **more: object) -> str:
+        act(*about, **more)
         return self._draw()
 
-    def _saved(self) -> str:
-        progress = self.session.progress()
-        goal = min(self.goal or progress.total, progress.total)
-        skipped = f" ({progress.skipped} skipped)" if progress.skipped else ""
-        text = f"saved {progress.saved} of {goal}{skipped}."
-        if goal <= progress.saved < progress.total:
-            text += " That is enough; you can run the next cell, or go on."
-        return text
+
+class PlainChat(_Panel):
+    """A Chat with buttons: a prompt, all answers, and a PlainView to judge them in. Names appear with the judgement."""
+
+    def __init__(self, chat: Chat):
+        super().__init__()
+        self.chat = chat
+        self.prompt, self.names, self._place = _text_area(2, "Ask all models the same thing"), widgets.HTML(), widgets.VBox()
+        self.prompt.continuous_update = True
+        buttons = _row(self._button("Ask", self._ask, "rl-main"), self._button("Who said what?", self._reveal))
+        self.root.children = (widgets.HTML(STYLE), self.prompt, buttons, self.message, self._place, self.names)
+        self._say(chat.status())
+
+    def _ask(self) -> str:
+        session = self.chat.ask(self.prompt.value, self._say)
+        self._place.children = (PlainView(session).root,) if session else ()
+        shown = self.chat.last
+        names = self.chat.titles(shown, reveal=session is None)
+        self.names.value = "".join(map(_named, names, (answer.text for answer in shown.answers))) if names else ""
+        return self.chat.status()
+
+    def _reveal(self) -> str:
+        if self.chat.session is None or self.chat.session.current is not None:
+            return "Judge the answers first."
+        shown = self.chat.last
+        self.names.value = "".join(map(_named, self.chat.titles(shown, reveal=True), (answer.text for answer in shown.answers)))
+        return self.chat.status()
+
+
+def _said(name: str, value: str, hint: str) -> str:
+    return f'<div class="rl-say">{name} <b>{value}</b> {html.escape(hint)}</div>'
 
 
 class InstructionForm(_Panel):

@@ -5,98 +5,20 @@ and what holds now is a view over all of them. The file is in rollback-journal m
 than a write-ahead log by a millisecond an act, but one file that can be copied, also on a network drive, and an act is
 on the disk when `record` returns. Any thread and any number of notebooks may write at once.
 """
-import hashlib
 import json
 import os
 import sqlite3
 import threading
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 
-from ..formats import as_messages
+from .records import BOTH, EVENT_FIELDS, FLAGS, STRENGTHS, Comparison, Event, Label, Response, now, pair_label, pairs_in
+from .schema import APPLICATION_ID, MIGRATIONS, SCHEMA, TABLES, VERSION
 
-APPLICATION_ID = 0x524C4846         # "RLHF": how the file is told from any other SQLite file
-VERSION = 1
-
-# `task`, `gold`, `source`, and in `event` `strength`, `ranking`, `flags`, `ui`, `ui_version` and `extra` are for richer
-# interfaces: a table with checks cannot gain them later without being rebuilt in every learner's file.
-SCHEMA = f"""
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS comparison(
-  id         TEXT PRIMARY KEY,                    -- hash of the prompt and the sorted responses: sides do not matter
-  prompt     TEXT NOT NULL,                       -- JSON list of messages
-  task       TEXT NOT NULL DEFAULT 'pairwise' CHECK(task IN ('pairwise', 'rank')),
-  gold       TEXT,                                -- the response id expected in a test of attention
-  source     TEXT NOT NULL DEFAULT '{{}}',
-  created_at TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS response(
-  comparison_id TEXT NOT NULL REFERENCES comparison(id),
-  id            TEXT NOT NULL,                    -- hash of the text
-  ordinal       INTEGER NOT NULL,                 -- the order in the candidate set, never the order on the screen
-  text          TEXT NOT NULL,
-  model         TEXT NOT NULL,                    -- never shown to an annotator
-  params        TEXT NOT NULL,
-  PRIMARY KEY(comparison_id, id)) STRICT;
-CREATE TABLE IF NOT EXISTS annotator(
-  name       TEXT PRIMARY KEY CHECK(trim(name) <> ''),
-  kind       TEXT NOT NULL CHECK(kind IN ('person', 'simulated')),
-  created_at TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS side(                  -- who stands on the left, fixed before the pair is first shown
-  annotator     TEXT NOT NULL REFERENCES annotator(name),
-  comparison_id TEXT NOT NULL,
-  left_id       TEXT NOT NULL,
-  PRIMARY KEY(annotator, comparison_id),
-  FOREIGN KEY(comparison_id, left_id) REFERENCES response(comparison_id, id)) STRICT;
-CREATE TABLE IF NOT EXISTS event(
-  seq           INTEGER PRIMARY KEY AUTOINCREMENT,
-  id            TEXT NOT NULL UNIQUE,             -- made by whoever acts, so that sending an act again changes nothing
-  kind          TEXT NOT NULL CHECK(kind IN ('label', 'skip', 'flag', 'undo', 'note', 'import')),
-  comparison_id TEXT NOT NULL REFERENCES comparison(id),
-  annotator     TEXT NOT NULL REFERENCES annotator(name),
-  session       TEXT NOT NULL,
-  undoes        TEXT REFERENCES event(id),
-  choice        TEXT CHECK(choice IN ('prefer', 'tie_good', 'tie_bad')),
-  preferred     TEXT,                             -- response id
-  strength      INTEGER CHECK(strength BETWEEN 1 AND 4),
-  ranking       TEXT,
-  shown_order   TEXT NOT NULL DEFAULT '[]',       -- JSON response ids from left to right
-  flags         TEXT NOT NULL DEFAULT '[]',
-  comment       TEXT,
-  shown_ms      INTEGER CHECK(shown_ms >= 0),     -- from the drawing of the pair to the act
-  ui            TEXT NOT NULL DEFAULT '',
-  ui_version    TEXT NOT NULL DEFAULT '',
-  at            TEXT NOT NULL,                    -- UTC, ISO 8601
-  extra         TEXT NOT NULL DEFAULT '{{}}',
-  CHECK((kind = 'undo') = (undoes IS NOT NULL)),
-  CHECK(kind <> 'label' OR choice IS NOT NULL OR ranking IS NOT NULL),
-  CHECK((choice IS 'prefer') = (preferred IS NOT NULL)),
-  FOREIGN KEY(comparison_id, preferred) REFERENCES response(comparison_id, id)) STRICT;
-CREATE INDEX IF NOT EXISTS event_by_annotator ON event(annotator, comparison_id, seq);
-CREATE INDEX IF NOT EXISTS event_by_undone ON event(undoes);
-CREATE TRIGGER IF NOT EXISTS event_no_update BEFORE UPDATE ON event
-  BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-CREATE TRIGGER IF NOT EXISTS event_no_delete BEFORE DELETE ON event
-  BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-CREATE TRIGGER IF NOT EXISTS undo_own_event BEFORE INSERT ON event WHEN NEW.kind = 'undo' AND NOT EXISTS(
-    SELECT 1 FROM event e WHERE e.id = NEW.undoes AND e.annotator = NEW.annotator
-                            AND e.comparison_id = NEW.comparison_id)
-  BEGIN SELECT RAISE(ABORT, 'an undo must name an earlier event of the same annotator and pair'); END;
-CREATE VIEW IF NOT EXISTS live AS                 -- what is not undone; undoing an undo brings it back
-  SELECT e.* FROM event e WHERE e.kind IN ('label', 'skip', 'import') AND NOT EXISTS(
-    SELECT 1 FROM event u WHERE u.undoes = e.id AND NOT EXISTS(SELECT 1 FROM event r WHERE r.undoes = u.id));
-CREATE VIEW IF NOT EXISTS current_label AS        -- the last word of each annotator on each pair
-  SELECT * FROM live l WHERE l.seq = (
-    SELECT max(seq) FROM live m WHERE m.annotator = l.annotator AND m.comparison_id = l.comparison_id);
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {VERSION};
-COMMIT;
-"""
-
+__all__ = ["BOTH", "FLAGS", "STRENGTHS", "TABLES", "VERSION", "Comparison", "Event", "Label", "LabelStore", "Response", "StoreError",
+           "pairs_in"]
+PATIENCE = 30                       # seconds to wait for another writer
 ADVICE = {
     "SQLITE_READONLY": "it cannot be written to. Copy it to a folder of your own and open the copy",
     "SQLITE_BUSY": "another notebook keeps it locked. Stop that notebook's running cell, then try again",
@@ -111,85 +33,7 @@ ADVICE = {
 class StoreError(RuntimeError):
     """The store could not be opened or an act could not be saved; the message says why and what to do."""
 
-
-def _hash(*parts: str) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-@dataclass(frozen=True)
-class Response:
-    """One answer of a pair, with the model that gave it and its sampling settings."""
-
-    text: str
-    model: str = ""
-    settings: dict = field(default_factory=dict)
-
-    @cached_property
-    def id(self) -> str:
-        return _hash(self.text)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A prompt (text or messages) and two answers to it. The same pair has the same `id`, whichever comes first."""
-
-    prompt: str | list[dict]
-    responses: tuple[Response, Response]
-
-    @cached_property
-    def messages(self) -> list[dict]:
-        return as_messages(self.prompt, "user")
-
-    @cached_property
-    def id(self) -> str:
-        said = [[message["role"], message["content"]] for message in self.messages]
-        return _hash(json.dumps(said), *sorted(response.id for response in self.responses))
-
-
-@dataclass(frozen=True)
-class Event:
-    """One act of one annotator on one pair. `id` is made here; recording an event again changes nothing."""
-
-    kind: str
-    comparison_id: str
-    annotator: str
-    session: str
-    choice: str | None = None
-    preferred: str | None = None
-    shown_order: tuple[str, ...] = ()
-    shown_ms: int | None = None
-    undoes: str | None = None
-    comment: str | None = None
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    at: str = field(default_factory=_now)
-
-
-EVENT_FIELDS = [item.name for item in fields(Event)]
-
-
-@dataclass(frozen=True)
-class Label:
-    """What an annotator says of a pair now. `choice` is prefer, tie_good, tie_bad or skip; `shown_order` the response
-    ids from left to right, `lengths` the number of characters of each; `kind` is the annotator's."""
-
-    comparison_id: str
-    annotator: str
-    kind: str
-    choice: str
-    preferred: str | None
-    shown_order: tuple[str, str]
-    lengths: dict[str, int]
-    shown_ms: int | None
-    at: str
-
-    @property
-    def verdict(self) -> str:
-        """The response id that was preferred, else tie_good, tie_bad or skip."""
-        return self.preferred or self.choice
+    place: int | None = None            # of the row that did not fit, where rows were added
 
 
 class LabelStore:
@@ -217,7 +61,7 @@ class LabelStore:
         if owner != os.getpid():
             connection = sqlite3.connect(self.path, isolation_level=None)
             connection.row_factory = sqlite3.Row
-            for pragma in ("foreign_keys=ON", "synchronous=FULL", "busy_timeout=30000"):
+            for pragma in ("foreign_keys=ON", "synchronous=FULL", f"busy_timeout={int(1000 * PATIENCE)}"):
                 connection.execute(f"PRAGMA {pragma}")
             self._local.held = (os.getpid(), connection)
         return connection
@@ -225,11 +69,40 @@ class LabelStore:
     def _check_and_prepare(self, connection: sqlite3.Connection) -> None:
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             self._check_identity(connection)
+            self._migrate(connection)
         else:
             strict = sqlite3.sqlite_version_info >= (3, 37)
             connection.executescript(SCHEMA if strict else SCHEMA.replace(") STRICT", ")"))
         connection.execute("PRAGMA journal_mode=DELETE")
         connection.execute(f"PRAGMA user_version = {VERSION}")     # writes: if that cannot be, say so now
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        """Bring an older file up to date, after a copy of it was put beside it (`*.version-1.sqlite`)."""
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        beside = self.path.with_name(f"{self.path.stem}.version-{version}{self.path.suffix}")
+        if version < VERSION and not beside.exists():
+            self.backup(beside)
+        while version < VERSION:
+            with self._transaction():                        # another notebook may be doing the same
+                version = connection.execute("PRAGMA user_version").fetchone()[0]
+                for statement in MIGRATIONS.get(version + 1, ()):
+                    connection.execute(statement)
+                version = min(version + 1, VERSION)
+                connection.execute(f"PRAGMA user_version = {version}")
+
+    def backup(self, path: str | Path) -> Path:
+        """Copy the store, as it is now, to a new file, also while others write. Raises StoreError if the file exists or
+        cannot be written."""
+        path = Path(path)
+        if path.exists():
+            raise StoreError(f"{path}: there is a file of that name, and a backup overwrites nothing. Choose another name.")
+        with self._clear_errors(path):
+            copy = sqlite3.connect(path)
+            try:
+                self._connect().backup(copy)
+            finally:
+                copy.close()
+        return path
 
     def _check_identity(self, connection: sqlite3.Connection) -> None:
         application, version, health = (connection.execute(f"PRAGMA {name}").fetchone()[0]
@@ -243,13 +116,15 @@ class LabelStore:
             raise StoreError(f"{self.path}: {ADVICE['SQLITE_CORRUPT']}.")
 
     @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
+    def _clear_errors(self, path: Path | None = None) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorname", "") or ""
             advice = ADVICE.get("_".join(code.split("_")[:2]), str(error))
-            raise StoreError(f"{self.path}: {advice}.") from error
+            clear = StoreError(f"{path or self.path}: {advice}.")
+            clear.place = getattr(error, "place", None)
+            raise clear from error
 
     def close(self) -> None:
         """Close this thread's connection; the next call opens a new one."""
@@ -279,7 +154,7 @@ class LabelStore:
     def add_annotator(self, name: str, kind: str = "person") -> None:
         """Make `name` known as a "person" or "simulated". Raises StoreError if it is known as the other."""
         with self._transaction() as connection:
-            connection.execute("INSERT INTO annotator VALUES(?, ?, ?) ON CONFLICT DO NOTHING", (name, kind, _now()))
+            connection.execute("INSERT INTO annotator VALUES(?, ?, ?) ON CONFLICT DO NOTHING", (name, kind, now()))
             known = connection.execute("SELECT kind FROM annotator WHERE name = ?", (name,)).fetchone()[0]
         if known != kind:
             raise StoreError(f'{self.path}: the annotator "{name}" is {known} here, not {kind}. Choose another name.')
@@ -287,11 +162,12 @@ class LabelStore:
     def add_comparisons(self, comparisons: Iterable[Comparison]) -> None:
         """Add the pairs that are not in the store yet."""
         comparisons = list(comparisons)
-        pairs = [(pair.id, json.dumps(pair.messages, ensure_ascii=False), _now()) for pair in comparisons]
+        pairs = [(pair.id, json.dumps(pair.messages, ensure_ascii=False), "rank" if len(pair.responses) > 2 else "pairwise",
+                  pair.gold, now()) for pair in comparisons]
         answers = [(pair.id, answer.id, ordinal, answer.text, answer.model, json.dumps(answer.settings))
                    for pair in comparisons for ordinal, answer in enumerate(pair.responses)]
         with self._transaction() as connection:
-            connection.executemany("INSERT INTO comparison(id, prompt, created_at) VALUES(?, ?, ?)"
+            connection.executemany("INSERT INTO comparison(id, prompt, task, gold, created_at) VALUES(?, ?, ?, ?, ?)"
                                    " ON CONFLICT DO NOTHING", pairs)
             connection.executemany("INSERT INTO response VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", answers)
 
@@ -307,7 +183,7 @@ class LabelStore:
         Raises StoreError when an event is not valid (unknown pair, annotator, choice or response; an undo of someone
         else's act) or cannot be saved.
         """
-        rows = [asdict(event) | {"shown_order": json.dumps(event.shown_order)} for event in events]
+        rows = [event.row() for event in events]
         with self._transaction() as connection:
             before = connection.total_changes
             connection.executemany(
@@ -318,7 +194,7 @@ class LabelStore:
 
     # ---- reading
 
-    def _rows(self, query: str, *values: str) -> list[sqlite3.Row]:
+    def _rows(self, query: str, *values: str | int) -> list[sqlite3.Row]:
         with self._clear_errors():
             return self._connect().execute(query, values).fetchall()
 
@@ -326,23 +202,51 @@ class LabelStore:
         """{pair id: id of the response on the left} for this annotator."""
         return dict(self._rows("SELECT comparison_id, left_id FROM side WHERE annotator = ?", annotator))
 
-    def acts(self, annotator: str) -> dict[str, str]:
-        """{pair id: "label" or "skip"} of the pairs that this annotator has dealt with."""
-        return dict(self._rows("SELECT comparison_id, kind FROM current_label WHERE annotator = ?", annotator))
+    def history(self, annotator: str, after: int = 0) -> list[tuple[int, Event]]:
+        """(number in the log, event) of what this annotator did, oldest first, from past the number `after`."""
+        rows = self._rows("SELECT * FROM event WHERE +annotator = ? AND seq > ? ORDER BY seq", annotator, after)
+        return [(row["seq"], Event.from_row(row)) for row in rows]
 
-    def undoable(self, annotator: str) -> list[tuple[str, str]]:
-        """(event id, pair id) of the acts that this annotator could undo, the last one first."""
-        rows = self._rows("SELECT id, comparison_id FROM live WHERE annotator = ? ORDER BY seq DESC", annotator)
+    def live_acts(self, session: str) -> list[tuple[str, str, str]]:
+        """(event id, pair id, annotator) of what was said in this session and is not undone."""
+        rows = self._rows("SELECT id, comparison_id, annotator FROM live WHERE session = ? ORDER BY seq", session)
         return [tuple(row) for row in rows]
 
     def labels(self) -> list[Label]:
-        """What every annotator says now, skips included, in the order in which they said it."""
+        """What every annotator says now, skips included, in the order in which they said it; a ranking as one label for
+        each of its pairs. Hidden repeats are in `repeats`; pairs of known outcome are left out (see `gold_labels`)."""
+        return self._labels("WHERE l.round = 0 AND c.gold IS NULL")
+
+    def repeats(self) -> list[Label]:
+        """What annotators said when a pair was shown to them again, with the sides swapped."""
+        return self._labels("WHERE l.round > 0")
+
+    def gold_labels(self) -> list[tuple[Label, bool]]:
+        """The labels of pairs whose better answer is known, and whether they are right."""
+        gold = {pair.id: pair.gold for pair in self.comparisons() if pair.gold}
+        labels = self._labels("WHERE l.round = 0 AND c.gold IS NOT NULL")
+        return [(label, label.preferred == gold[label.comparison_id]) for label in labels if label.choice != "skip"]
+
+    def rankings(self) -> list[Event]:
+        """Every ranking that stands, in the order in which they were made."""
+        rows = self._rows("SELECT * FROM current_label WHERE ranking IS NOT NULL AND round = 0 ORDER BY seq")
+        return [Event.from_row(row) for row in rows]
+
+    def _labels(self, condition: str) -> list[Label]:
         lengths = self._lengths()
-        rows = self._rows("SELECT l.*, a.kind AS annotator_kind FROM current_label l"
-                          " JOIN annotator a ON a.name = l.annotator ORDER BY l.seq")
-        return [Label(row["comparison_id"], row["annotator"], row["annotator_kind"], row["choice"] or "skip",
-                      row["preferred"], tuple(json.loads(row["shown_order"])), lengths[row["comparison_id"]],
-                      row["shown_ms"], row["at"]) for row in rows]
+        rows = self._rows("SELECT l.*, a.kind AS annotator_kind FROM current_label l JOIN annotator a ON a.name = l.annotator"
+                          f" JOIN comparison c ON c.id = l.comparison_id {condition} ORDER BY l.seq")
+        ranked = {row["comparison_id"] for row in rows if row["ranking"]}
+        sets = {each.id: pairs_in(each) for each in self.comparisons() if each.id in ranked} if ranked else {}
+        labels = []
+        for row in rows:
+            event = Event.from_row(row)
+            label = Label(event.comparison_id, event.annotator, row["annotator_kind"], event.choice or "skip",
+                          event.preferred, event.shown_order, lengths[event.comparison_id], event.shown_ms, event.at,
+                          event.strength, event.flags, event.comment, event.probability)
+            pairs = sets[event.comparison_id] if event.ranking else ()
+            labels += [pair_label(pair, label, event.ranking) for pair in pairs] or [label]
+        return labels
 
     def _lengths(self) -> dict[str, dict[str, int]]:
         lengths = {}
@@ -351,14 +255,34 @@ class LabelStore:
         return lengths
 
     def comparisons(self) -> list[Comparison]:
-        """Every pair of the store, in the order in which they were added."""
+        """Every pair and ranked set of the store, in the order in which they were added."""
         answers = {}
         for row in self._rows("SELECT * FROM response ORDER BY comparison_id, ordinal"):
             answer = Response(row["text"], row["model"], json.loads(row["params"]))
             answers.setdefault(row["comparison_id"], []).append(answer)
-        rows = self._rows("SELECT id, prompt FROM comparison ORDER BY rowid")
-        return [Comparison(json.loads(row["prompt"]), tuple(answers[row["id"]])) for row in rows]
+        rows = self._rows("SELECT id, prompt, gold FROM comparison ORDER BY rowid")
+        return [Comparison(json.loads(row["prompt"]), tuple(answers[row["id"]]), row["gold"]) for row in rows]
 
     def events(self) -> list[dict]:
         """The whole log, oldest first, one dict an event."""
         return [dict(row) for row in self._rows("SELECT * FROM event ORDER BY seq")]
+
+    def rows(self, table: str) -> list[dict]:
+        """One of TABLES, in the order in which its rows were added, without the numbers that SQLite gave them."""
+        rows = self._rows(f"SELECT * FROM {table} ORDER BY rowid")
+        return [{name: value for name, value in dict(row).items() if name != "seq"} for row in rows]
+
+    def add_rows(self, rows: Iterable[tuple[str, dict]]) -> list[bool]:
+        """Add (table, row as `rows` gives it), all or none, and return which were new: a row whose key is there stays as
+        it is. Raises StoreError for a row that does not fit, whose place is the error's `place`."""
+        new = []
+        with self._transaction() as connection:
+            for table, row in rows:
+                before = connection.total_changes
+                try:
+                    connection.execute(f"INSERT INTO {table}({', '.join(row)}) VALUES(:{', :'.join(row)}) ON CONFLICT DO NOTHING", row)
+                except sqlite3.Error as error:
+                    error.place = len(new)
+                    raise
+                new.append(connection.total_changes > before)
+        return new

@@ -1,0 +1,353 @@
+"""Labelling as a person does it: a real browser on JupyterLab, Notebook 7 and Voila, by key and by mouse.
+
+Each test says what the store holds afterwards. Pictures of the interface are kept where RLHF_SCREENSHOTS says, else in the
+test's own folder.
+"""
+import importlib.util
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from statistics import median
+
+import pytest
+from jupyter_browser import CHROMIUM, browser_page, open_notebook, run_cell, server, write_notebook
+from label_makers import CANDIDATES
+
+from rlhf_helpers.labelling.store import LabelStore
+
+NEEDED = ("playwright", "anywidget", "jupyterlab")
+MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None] + ([] if CHROMIUM else ["chromium"])
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900),
+              pytest.mark.skipif(bool(MISSING), reason=f"not installed here: {', '.join(MISSING)}")]
+
+SET_UP = f"""import os
+from pathlib import Path
+from rlhf_helpers.labelling.chat import Chat
+from rlhf_helpers.labelling.session import LabellingSession
+from rlhf_helpers.labelling.store import LabelStore
+from rlhf_helpers.labelling.view import chat_view, label_view
+Path("kernel.pid").write_text(str(os.getpid()))
+candidates = {CANDIDATES!r}
+nasty = "<img src=x onerror=\\"document.title='hacked'\\"><b>bold</b> [a](javascript:alert(1)) \\x1b[31m"
+hebrew = "שלום עולם, זה משפט בעברית (1)."
+for row in candidates:
+    row["responses"][0]["text"] += " " + nasty
+    row["responses"][1]["text"] = hebrew + " " + row["prompt"]
+store = LabelStore("labels.sqlite")
+"""
+LABEL = 'label_view(LabellingSession(store, candidates, "ann", repeats=0.1), goal=20)'
+RANK = """sets = [dict(row, responses=[
+  dict(row["responses"][0], id=str(n), text=f"{words} ({row['prompt']})") for n, words in
+  enumerate(("Sleep early.", "Drink some tea in the evening.", "Read a calm book for half an hour.", "Count sheep."))])
+  for row in candidates]
+label_view(LabellingSession(store, sets, "rita", task="rank"), goal=3)"""
+BUSY = "import time\nfor _ in range(80): time.sleep(0.1)"
+CHAT = 'chat_view(Chat({"sft": lambda p: "Sleep.", "dpo": lambda p: "Sleep well, and long."}, store, "chris"))'
+CELLS = [SET_UP, LABEL, RANK, BUSY, CHAT]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_notebook(tmp_path / "labels.ipynb", CELLS)
+    return tmp_path
+
+
+@pytest.fixture
+def store(folder):
+    return LabelStore(folder / "labels.sqlite")
+
+
+def picture(page, folder, name):
+    path = Path(os.environ.get("RLHF_SCREENSHOTS", folder)) / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=path)
+
+
+def status(page, place=0):
+    return page.locator(".rl-status").nth(place)
+
+
+def wait_status(page, text, place=0):
+    status(page, place).filter(has_text=re.compile(text)).wait_for()
+
+
+def answers(page, place=0):
+    return page.locator(".rl-root").nth(place).locator(".rl-card .rl-text").all_text_contents()
+
+
+def read_for_a_moment():
+    """People need longer than the guard against double presses."""
+    time.sleep(0.5)
+
+
+def press(page, key):
+    read_for_a_moment()
+    page.keyboard.press(key)
+
+
+def code_cells(page):
+    return page.locator(".jp-Notebook .jp-CodeCell").count()
+
+
+def texts_of(store, label):
+    comparison = next(each for each in store.comparisons() if each.id == label.comparison_id)
+    return {answer.id: answer.text for answer in comparison.responses}
+
+
+CONTRAST = """() => {
+  const canvas = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d', {willReadFrequently: true});
+  const rgba = (colour) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data; return [r, g, b, a / 255]; };
+  const over = ([r, g, b, a], [x, y, z]) => [r * a + x * (1 - a), g * a + y * (1 - a), b * a + z * (1 - a), 1];
+  const ground = (element) => { if (!element) return [255, 255, 255, 1]; const own = rgba(getComputedStyle(element).backgroundColor);
+    return own[3] === 1 ? own : over(own, ground(element.parentElement)); };
+  const light = (c) => c.slice(0, 3).map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const found = [];
+  for (const element of document.querySelectorAll('.rl-root *')) {
+    const says = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!says || !element.offsetParent) continue;
+    const back = ground(element), text = over(rgba(getComputedStyle(element).color), back);
+    const [high, low] = [light(back), light(text)].sort((a, b) => b - a);
+    found.push([(high + 0.05) / (low + 0.05), element.className + ' ' + element.textContent]);
+  }
+  return found.sort((a, b) => a[0] - b[0])[0];
+}"""
+
+
+def test_lab_by_key_and_mouse(folder, store):
+    with server("lab", folder, "labels.ipynb") as address, browser_page() as page:
+        open_notebook(page, address)
+        run_cell(page, 0)
+        run_cell(page, 1)
+        wait_status(page, "Saved 0 of 20")
+        assert page.title() != "hacked" and not page.locator(".rl-text img, .rl-text b, .rl-text a").count()
+        hebrew = page.locator(".rl-text", has_text="שלום").first
+        assert hebrew.evaluate("(e) => getComputedStyle(e).direction") == "rtl"
+        cells = code_cells(page)
+        picture(page, folder, "lab-light")
+        page.locator(".rl-prompt").click()
+
+        left, right = answers(page)
+        press(page, "1")
+        wait_status(page, "Saved 1 of 20")
+        label, = store.labels()
+        assert texts_of(store, label)[label.preferred].replace("\x1b", "␛") == left and label.shown_ms > 400
+
+        for key in ("b", "x", "a", "Escape", "m", "y", "ArrowDown", "j", "v", "i", "Shift+Enter", "Delete", "l"):
+            page.keyboard.press(key)                            # all of them do something to a notebook
+        page.keyboard.press("x")
+        page.keyboard.press("a")                                # x and a are toggles here: off again
+        assert code_cells(page) == cells and len(store.labels()) == 1
+
+        page.keyboard.press("Control+s")
+        page.wait_for_function("!panel.context.model.dirty")
+        page.keyboard.press("b")
+        assert code_cells(page) == cells, "Ctrl+S reaches the notebook, and the next key does not"
+
+        press(page, "n")
+        page.keyboard.type("1 2 zx = 5b")
+        page.keyboard.press("Escape")
+        assert len(store.labels()) == 1
+        page.keyboard.press("c")
+        page.keyboard.press("q")
+        left, right = answers(page)
+        press(page, "2")
+        wait_status(page, "Saved 2 of 20")
+        label = store.labels()[1]
+        of = texts_of(store, label)
+        assert of[label.preferred].replace("\x1b", "␛") == right
+        assert label.comment == "1 2 zx = 5b" and label.strength == 3
+        assert [(of[answer].replace("\x1b", "␛"), flags) for answer, flags in label.flags.items()] == [(left, ["unsafe"])]
+        assert page.locator(".rl-note").first.input_value() == "" and not page.locator(".rl-root [aria-pressed=true]").count()
+
+        read_for_a_moment()
+        page.keyboard.press("1")
+        page.keyboard.press("1")
+        wait_status(page, "Saved 3 of 20")
+        page.locator(".rl-alert", has_text="was not taken").wait_for()
+        assert len(store.labels()) == 3, "the second press of two must not label the next pair"
+
+        press(page, "5")
+        page.locator("button", has_text="I know too little").wait_for()
+        picture(page, folder, "lab-skip")
+        page.keyboard.press("2")
+        wait_status(page, "Saved 4 of 20 \\(1 skipped\\)")
+        read_for_a_moment()
+        page.locator("button", has_text="Both good").first.click()
+        wait_status(page, "Saved 5 of 20")
+        assert page.evaluate("document.activeElement.closest('.rl-root') !== null"), "the focus stays, so keys do too"
+        for left_over in (4, 3, 2):
+            page.locator("button", has_text="Undo").first.click()
+            wait_status(page, f"Saved {left_over} of 20")
+        assert len(store.labels()) == 2
+        page.keyboard.press("h")
+        page.locator(".rl-help dt").first.wait_for()
+        picture(page, folder, "lab-help")
+        page.keyboard.press("h")
+
+        waits = []
+        for number in range(3, 14):
+            read_for_a_moment()
+            before, started = answers(page), time.monotonic()
+            page.keyboard.press("12"[number % 2])
+            page.wait_for_function("(old) => document.querySelector('.rl-card .rl-text').textContent !== old", arg=before[0])
+            waits.append(1000 * (time.monotonic() - started))
+            wait_status(page, f"Saved {number} of 20")
+        print(f"from the key to the next pair: median {median(waits):.0f} ms, longest {max(waits):.0f} ms")
+        assert median(waits) < 1000
+        picture(page, folder, "lab-figures")
+        worst = page.evaluate(CONTRAST)
+        assert worst[0] >= 4.5, worst
+        page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+        page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+        time.sleep(1)
+        picture(page, folder, "lab-dark")
+        worst = page.evaluate(CONTRAST)
+        assert worst[0] >= 4.5, worst
+        page.set_viewport_size({"width": 520, "height": 1100})
+        time.sleep(1)
+        boxes = [card.bounding_box() for card in page.locator(".rl-card").all()]
+        assert boxes[1]["y"] >= boxes[0]["y"] + boxes[0]["height"], "answers stand above each other where it is narrow"
+        picture(page, folder, "lab-narrow")
+        assert page.outside == []
+
+
+def test_lab_survives_a_busy_kernel_a_reload_and_a_killed_one(folder, store):
+    with server("lab", folder, "labels.ipynb") as address, browser_page() as page:
+        open_notebook(page, address)
+        run_cell(page, 0)
+        run_cell(page, 1)
+        wait_status(page, "Saved 0 of 20")
+        run_cell(page, 3, wait=False)
+        page.locator(".rl-prompt").click()
+        press(page, "1")
+        status(page).filter(has_text=re.compile("Saved 1 of 20|Saving|Not saved yet")).wait_for()
+        said = status(page).text_content()
+        wait_status(page, "Saved 1 of 20")
+        print(f"while a cell was running, the status said {said!r}")
+        assert len(store.labels()) == 1
+
+        pair = answers(page)
+        page.reload()
+        open_notebook(page, address)
+        run_cell(page, 0)
+        run_cell(page, 1)
+        wait_status(page, "Saved 1 of 20")
+        assert answers(page) == pair
+        page.locator(".rl-prompt").click()
+        press(page, "n")
+        page.keyboard.type("typed before the crash")
+        page.keyboard.press("Escape")
+        os.kill(int((folder / "kernel.pid").read_text()), signal.SIGKILL)
+        page.keyboard.press("2")
+        page.locator(".rl-status", has_text="waits in this browser").wait_for()
+        picture(page, folder, "lab-waiting")
+        assert len(store.labels()) == 1
+        old = (folder / "kernel.pid").read_text()
+        page.reload()
+        open_notebook(page, address)
+        run_cell(page, 0)
+        assert (folder / "kernel.pid").read_text() != old
+        run_cell(page, 1)
+        wait_status(page, "Saved 2 of 20")
+        label = store.labels()[1]
+        assert texts_of(store, label)[label.preferred].replace("\x1b", "␛") == pair[1]
+        assert label.comment == "typed before the crash" and len(store.events()) == 2
+
+
+def test_lab_ranks_and_chats(folder, store):
+    with server("lab", folder, "labels.ipynb") as address, browser_page() as page:
+        open_notebook(page, address)
+        run_cell(page, 0)
+        run_cell(page, 2)
+        wait_status(page, "Saved 0 of 3")
+        page.locator(".rl-prompt").first.click()
+        shown = answers(page)
+        read_for_a_moment()
+        for key in ("3", "1", "=", "2"):
+            page.keyboard.press(key)
+        page.keyboard.press("Enter")                                     # one is missing: nothing happens
+        assert store.rankings() == []
+        page.keyboard.press("4")
+        picture(page, folder, "lab-rank")
+        page.keyboard.press("Enter")
+        wait_status(page, "Saved 1 of 3")
+        ranking, = store.rankings()
+        comparison, = (each for each in store.comparisons() if each.id == ranking.comparison_id)
+        text = {answer.id: answer.text for answer in comparison.responses}
+        assert [sorted(text[answer] for answer in group) for group in ranking.ranking] == [
+            [shown[2]], sorted([shown[0], shown[1]]), [shown[3]]]
+        read_for_a_moment()
+        page.locator("button", has_text="Keep the order shown").click()
+        page.locator(".rl-alert", has_text="once more").wait_for()
+        assert len(store.rankings()) == 1
+        page.locator("button", has_text="Keep the order shown").click()
+        wait_status(page, "Saved 2 of 3")
+        read_for_a_moment()
+        for place in (3, 2, 1, 0):
+            page.locator(".rl-card button", has_text="Next best").nth(place).click()
+        page.locator("button", has_text="Save ranking").click()
+        wait_status(page, "Saved 3 of 3")
+
+        run_cell(page, 4)
+        chat = page.locator(".rl-root").nth(1)
+        chat.locator("textarea").first.fill("How do I sleep?")
+        chat.locator("button", has_text="Ask").click()
+        wait_status(page, "Which is better", 1)
+        assert "dpo" not in chat.text_content()
+        read_for_a_moment()
+        chat.locator("button", has_text="Left is better").click()
+        wait_status(page, "You see now who said what", 1)
+        picture(page, folder, "lab-chat")
+        names = chat.locator(".rl-card .rl-title").all_text_contents()
+        label = store.labels()[-1]
+        assert {name[3:] for name in names} == {"sft", "dpo"} and label.annotator == "chris"
+        comparison, = (each for each in store.comparisons() if each.id == label.comparison_id)
+        assert {answer.id: answer.model for answer in comparison.responses}[label.preferred] == names[0][3:]
+
+
+def test_notebook_7(folder, store):
+    with server("notebook", folder, "labels.ipynb") as address, browser_page() as page:
+        open_notebook(page, address)
+        run_cell(page, 0)
+        run_cell(page, 1)
+        wait_status(page, "Saved 0 of 20")
+        cells = code_cells(page)
+        page.locator(".rl-prompt").click()
+        press(page, "1")
+        wait_status(page, "Saved 1 of 20")
+        for key in ("b", "x", "x", "a", "a", "Escape", "Enter", "d", "d"):
+            page.keyboard.press(key)
+        assert code_cells(page) == cells
+        page.keyboard.press("Control+s")
+        page.wait_for_function("!panel.context.model.dirty")
+        page.keyboard.press("b")
+        assert code_cells(page) == cells
+        read_for_a_moment()
+        page.locator("button", has_text="Both bad").click()
+        wait_status(page, "Saved 2 of 20")
+        picture(page, folder, "notebook")
+        page.keyboard.press("z")
+        wait_status(page, "Saved 1 of 20")
+        assert len(store.labels()) == 1 and len(store.events()) == 3 and page.outside == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("voila") is None, reason="voila is not installed here")
+def test_voila(tmp_path):
+    write_notebook(tmp_path / "labels.ipynb", [SET_UP + LABEL])
+    store = LabelStore(tmp_path / "labels.sqlite")
+    with server("voila", tmp_path, "labels.ipynb") as address, browser_page() as page:
+        page.goto(address)
+        wait_status(page, "Saved 0 of 20")
+        read_for_a_moment()
+        page.locator("button", has_text="Right is better").click()
+        wait_status(page, "Saved 1 of 20")
+        press(page, "4")
+        wait_status(page, "Saved 2 of 20")
+        picture(page, tmp_path, "voila")
+        page.locator("button", has_text="Undo").click()
+        wait_status(page, "Saved 1 of 20")
+        assert len(store.labels()) == 1 and len(store.events()) == 3

@@ -1,0 +1,274 @@
+"""What goes out of the label store and comes back, what older and broken files do, and what a crash leaves."""
+import csv
+import sqlite3
+import threading
+import time
+
+import pytest
+from label_makers import CANDIDATES, FOUR, candidate_set
+
+from rlhf_helpers import formats
+from rlhf_helpers.labelling import export, importing, log
+from rlhf_helpers.labelling import store as store_module
+from rlhf_helpers.labelling.session import LabellingSession
+from rlhf_helpers.labelling.store import LabelStore, StoreError
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Pairs judged in all ways by two persons, with an undo, a repeat, gold and rankings."""
+    store = LabelStore(tmp_path / "labels.sqlite")
+    gold = [{"prompt": "Say hello.", "chosen": "Hello.", "rejected": "Go away."}]
+    for name, choices in (("ann", ("left", "right", "tie_good", "tie_bad")), ("bob", ("left", "left", "right", "tie_good"))):
+        session = LabellingSession(store, CANDIDATES[:14], name, gold=gold, repeats=0.2)
+        for place in range(16 if name == "ann" else 3):
+            if session.current:
+                session.choose(session.current.pair_id, choices[place % 4], 1500 + place, strength=("slightly", None)[place % 2],
+                               flags=[["unsafe", "wrong"], []] if place == 3 else (), note="=1+1" if place == 4 else "")
+        session.undo(session.current.pair_id if session.current else None)
+        session.skip(session.current.pair_id, "I cannot tell")
+        ranks = LabellingSession(store, [candidate_set(90, FOUR), candidate_set(91, FOUR)], name, task="rank")
+        ranks.rank(ranks.current.pair_id, [[4, 2], [1], [3]])
+    return store
+
+
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The log
+
+def test_the_log_goes_out_and_comes_back_byte_for_byte(store, tmp_path):
+    counts = log.export_log(store, tmp_path / "log.jsonl")
+    assert counts["event"] == len(store.events()) and counts["annotator"] == 2
+    other = LabelStore(tmp_path / "other.sqlite")
+    audit = log.import_log(other, tmp_path / "log.jsonl")
+    assert audit == {"added": counts, "known": 0, "left out": []}
+    log.export_log(other, tmp_path / "again.jsonl")
+    assert read(tmp_path / "again.jsonl") == read(tmp_path / "log.jsonl")
+    assert (other.labels(), other.repeats(), other.gold_labels()) == (store.labels(), store.repeats(), store.gold_labels())
+    again = log.import_log(other, tmp_path / "log.jsonl")
+    assert sum(again["added"].values()) == 0 and again["known"] == sum(counts.values())
+
+
+def test_logs_of_two_places_come_together(store, tmp_path):
+    here = LabelStore(tmp_path / "here.sqlite")
+    session = LabellingSession(here, CANDIDATES[:14], "cleo")
+    session.choose(session.current.pair_id, "left")
+    log.export_log(store, tmp_path / "log.jsonl")
+    log.import_log(here, tmp_path / "log.jsonl")
+    assert {label.annotator for label in here.labels()} == {"ann", "bob", "cleo"}
+    assert len(here.labels()) == len(store.labels()) + 1
+
+
+def test_a_torn_last_line_is_reported_and_the_rest_kept(store, tmp_path):
+    path, other = tmp_path / "log.jsonl", LabelStore(tmp_path / "other.sqlite")
+    log.export_log(store, path)
+    path.write_bytes(path.read_bytes()[:-30])
+    audit = log.import_log(other, path)
+    assert len(audit["left out"]) == 1 and "is cut off" in audit["left out"][0]
+    assert len(other.events()) == len(store.events()) - 1
+
+
+@pytest.mark.parametrize("bad, message", [
+    ('{"table": "opinions"}', 'line 2, field "table": is not a table of the label store. Fix: use one of comparison'),
+    ("[1]", 'line 2, field "table"'), ("{", "line 2: is not valid JSON"),
+    ('{"table": "annotator", "name": "eve", "kind": "robot", "created_at": "now"}', "line 2: does not fit the table annotator"),
+    ('{"table": "annotator", "name; --": "eve"}', 'field "name; --": is not the name of a column'),
+    ('{"table": "annotator", "name": ["eve"]}', 'field "name": is list, which a table cannot hold'),
+])
+def test_a_bad_line_of_a_log_is_named_and_nothing_imported(tmp_path, bad, message):
+    path, store = tmp_path / "log.jsonl", LabelStore(tmp_path / "new.sqlite")
+    path.write_text('{"table": "annotator", "name": "ann", "kind": "person", "created_at": "now"}\n' + bad + "\n")
+    with pytest.raises(formats.BadData) as caught:
+        log.import_log(store, path)
+    assert message in str(caught.value) and "log.jsonl" in str(caught.value) and store.rows("annotator") == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Preferences, judgements, rankings, tables, folders
+
+def preferences_of(path):
+    return {(formats.as_text(row["prompt"]), formats.as_text(row["chosen"]), formats.as_text(row["rejected"]), row["annotator"])
+            for row in formats.read_preferences(path)}
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_preferences_go_out_and_come_back(store, tmp_path, plain):
+    path = tmp_path / "preferences.jsonl"
+    audit = export.export_preferences(store, path, plain=plain)
+    assert audit["pairs"] == audit["kept"] + sum(audit["dropped"].values()) and audit["kept"] > 4
+    assert audit["dropped"]["test of attention"] == 1 and audit["not in the file"]["strengths"] > 3
+    assert isinstance(formats.read_preferences(path)[0]["prompt"], str) == plain
+    other = LabelStore(tmp_path / "other.sqlite")
+    back = importing.import_preferences(other, path)
+    assert back["rows"] == audit["kept"] and back["known"] == 0
+    assert importing.import_preferences(other, path)["added"] == 0
+    export.export_preferences(other, tmp_path / "again.jsonl")
+    assert preferences_of(tmp_path / "again.jsonl") == preferences_of(path)
+
+
+def test_kto_is_what_the_pairs_say(tmp_path):
+    """Answer A beats B and loses to nothing, C ties with D as bad, and E is judged both ways."""
+    store = LabelStore(tmp_path / "labels.sqlite")
+    makers = [("A", "B", "A"), ("C", "D", "tie_bad"), ("E", "F", "E"), ("G", "E", "G"), ("I", "J", "tie_good")]
+    for one, other, verdict in makers:
+        answers = [{"id": text, "text": text, "model": "m", "settings": {}} for text in (one, other)]
+        session = LabellingSession(store, [{"prompt": "p", "responses": answers}], "ann")
+        shown = session.current
+        session.choose(shown.pair_id, verdict if "tie" in verdict else ("left" if shown.left.text == verdict else "right"))
+    audit = export.export_kto(store, tmp_path / "kto.jsonl")
+    rows = {formats.as_text(row["completion"]): row["label"] for row in formats.read_judgements(tmp_path / "kto.jsonl")}
+    assert rows == {"A": True, "B": False, "C": False, "D": False, "F": False, "G": True, "I": True, "J": True}
+    assert audit == {"answers": 9, "kept": 8, "good": 4, "dropped": {"no verdict": 0, "judged both ways": 1}}
+    other = LabelStore(tmp_path / "other.sqlite")
+    assert importing.import_kto(other, tmp_path / "kto.jsonl", "eve") == {
+        "rows": 8, "added": 4, "known": 0, "dropped": {"no counterpart": 0}}
+    assert {label.annotator for label in other.labels()} == {"eve"}
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "p", "completion": "c", "label": "yes"}\n')
+    with pytest.raises(formats.BadData, match='bad.jsonl, line 1, field "label": is \'yes\'. Fix: write true'):
+        importing.import_kto(other, tmp_path / "bad.jsonl", "eve")
+
+
+def test_rankings_go_out_and_come_back(store, tmp_path):
+    audit = export.export_rankings(store, tmp_path / "rankings.jsonl")
+    assert audit["kept"] == 2 and audit["sets"] - 2 <= audit["dropped"]["not ranked"] <= 1
+    other = LabelStore(tmp_path / "other.sqlite")
+    assert importing.import_rankings(other, tmp_path / "rankings.jsonl") == {"rows": 2, "added": 2, "known": 0, "dropped": {}}
+    assert [event.ranking for event in other.rankings()] == [event.ranking for event in store.rankings()]
+    (tmp_path / "two.jsonl").write_text('{"prompt": "p", "ranking": [["a"], ["a"]], "annotator": "x"}\n')
+    assert importing.import_rankings(other, tmp_path / "two.jsonl")["dropped"] == {"not two to nine different answers": 1}
+
+
+def test_two_answers_can_be_ranked_too(tmp_path):
+    store = LabelStore(tmp_path / "labels.sqlite")
+    session = LabellingSession(store, [candidate_set(0), candidate_set(1, FOUR)], "ann", task="rank")
+    while shown := session.current:
+        session.rank(shown.pair_id, [[2], [1], *([[3], [4]] if len(shown.answers) == 4 else [])])
+    assert export.export_rankings(store, tmp_path / "rankings.jsonl")["kept"] == 2
+    assert export.export_preferences(store, tmp_path / "preferences.jsonl")["kept"] == 1 + 6
+
+
+def test_the_table_goes_out_and_comes_back(store, tmp_path):
+    audit = export.export_table(store, tmp_path / "labels.csv")
+    with (tmp_path / "labels.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == audit["kept"] and {row["comment"] for row in rows} == {"", "'=1+1", "I cannot tell"}
+    assert {row["left flags"] for row in rows} == {"", "unsafe, wrong"}
+    other = LabelStore(tmp_path / "other.sqlite")
+    back = importing.import_table(other, tmp_path / "labels.csv")
+    ties = sum(row["choice"] == "tie" for row in rows)
+    assert back["added"] == len(rows) - ties and back["dropped"] == {"equal in a ranking": ties}
+    say = lambda store: {(label.comparison_id, label.annotator, label.verdict, label.strength, label.shown_ms, label.comment,      # noqa: E731
+                          str(label.flags), label.shown_order) for label in store.labels() if label.choice != "tie"}
+    assert say(other) == say(store)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("prompt,left,right\n", 'labels.csv, line 1, field "choice": is missing'),
+    ("prompt,left,right,choice,annotator\np,a,b,left,x\np,a,a,both,\n", 'line 3, field "annotator": is empty'),
+    ("prompt,left,right,choice,annotator\np,a,b,best,x\n", "field \"choice\": is 'best'. Fix: use one of left, right"),
+    ("prompt,left,right,choice,annotator,seconds\np,a,b,left,x,fast\n", "field \"seconds\": is 'fast'"),
+    ('prompt,left,right,choice,annotator\np,"a', "is not valid CSV"),
+])
+def test_a_bad_table_is_named(tmp_path, text, message):
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    with pytest.raises(formats.BadData) as caught:
+        importing.import_table(LabelStore(tmp_path / "new.sqlite"), path)
+    assert message in str(caught.value)
+
+
+def test_a_dataset_folder_is_read_by_datasets_and_by_us(store, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    folder = tmp_path / "mine"
+    audit = export.export_dataset(store, folder, held_out=0.25)
+    loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    parts = {name: {row["prompt"][0]["content"] for row in loaded[name]} for name in ("train", "test")}
+    assert parts["test"] and not parts["train"] & parts["test"]
+    assert loaded["train"].num_rows + loaded["test"].num_rows == audit["kept"]
+    other = LabelStore(tmp_path / "other.sqlite")
+    assert importing.import_dataset(other, folder)["rows"] == audit["kept"]
+    with pytest.raises(FileExistsError, match="overwrites nothing"):
+        export.export_dataset(store, folder)
+    with pytest.raises(FileNotFoundError, match="no .*jsonl in this folder"):
+        importing.import_dataset(other, tmp_path / "cache" / "nothing")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Older, locked and full files
+
+def as_version_1(path, tmp_path):
+    """A file as the first version of the package made it, with two labels and an undo."""
+    session = LabellingSession(LabelStore(path), CANDIDATES[:3], "ann")
+    session.choose(session.current.pair_id, "left")
+    session.choose(session.current.pair_id, "right")
+    session.undo(session.current.pair_id)
+    verdicts = [label.verdict for label in session.store.labels()]
+    session.store.close()
+    connection = sqlite3.connect(path)
+    for statement in ("DROP VIEW current_label", "DROP VIEW live", "ALTER TABLE event DROP COLUMN round",
+                      "ALTER TABLE event DROP COLUMN probability", "CREATE VIEW live AS SELECT * FROM event",
+                      "CREATE VIEW current_label AS SELECT * FROM live", "PRAGMA user_version = 1"):
+        connection.execute(statement)
+    connection.close()
+    return verdicts
+
+
+def test_an_older_file_is_brought_up_to_date_and_kept_beside(tmp_path):
+    path = tmp_path / "labels.sqlite"
+    verdicts = as_version_1(path, tmp_path)
+    old = sqlite3.connect(path).execute("SELECT count(*) FROM event").fetchone()
+    store = LabelStore(path)
+    assert [label.verdict for label in store.labels()] == verdicts and len(verdicts) == 1
+    session = LabellingSession(store, CANDIDATES[:3], "ann")
+    assert session.progress().saved == 1 and session.choose(session.current.pair_id, "left")
+    assert store.labels()[1].probability is None or store.labels()[1].probability == 0.5
+    kept = sqlite3.connect(tmp_path / "labels.version-1.sqlite")
+    assert kept.execute("PRAGMA user_version").fetchone() == (1,)
+    assert kept.execute("SELECT count(*) FROM event").fetchone() == old
+    assert LabelStore(path).events() == store.events()
+
+
+def test_two_notebooks_bring_a_file_up_to_date_at_once(tmp_path):
+    path, errors = tmp_path / "labels.sqlite", []
+    as_version_1(path, tmp_path)
+    def work():
+        try:
+            LabelStore(path).labels()
+        except Exception as error:
+            errors.append(error)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [] and len(LabelStore(path).labels()) == 1
+
+
+def test_backup_copies_and_overwrites_nothing(store, tmp_path):
+    copy = store.backup(tmp_path / "copy.sqlite")
+    assert LabelStore(copy).events() == store.events()
+    with pytest.raises(StoreError, match="copy.sqlite: there is a file of that name"):
+        store.backup(copy)
+    with pytest.raises(StoreError, match="nowhere/copy.sqlite: it cannot be opened"):
+        store.backup(tmp_path / "nowhere" / "copy.sqlite")
+
+
+def test_a_locked_file_is_waited_for_and_then_named(store, monkeypatch):
+    monkeypatch.setattr(store_module, "PATIENCE", 0.2)
+    session = LabellingSession(LabelStore(store.path), CANDIDATES, "cleo")
+    other = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StoreError, match="labels.sqlite: another notebook keeps it locked"):
+        session.choose(session.current.pair_id, "left")
+    other.execute("ROLLBACK")
+    assert session.progress().saved == 0
+    monkeypatch.setattr(store_module, "PATIENCE", 20)
+    patient = LabellingSession(LabelStore(store.path), CANDIDATES, "cleo")
+    other.execute("BEGIN EXCLUSIVE")
+    threading.Timer(0.5, other.execute, ["ROLLBACK"]).start()
+    started = time.monotonic()
+    patient.choose(patient.current.pair_id, "left")
+    assert patient.progress().saved == 1 and time.monotonic() - started > 0.3
