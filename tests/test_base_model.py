@@ -110,13 +110,14 @@ def test_any_text_comes_back_from_its_tokens(tokenizer, text):
 
 # --- training -----------------------------------------------------------------------------------------------------------------
 
-def test_the_learning_rate_rises_and_falls_to_zero():
+def test_the_learning_rate_rises_falls_to_zero_and_falls_again_from_three_tenths():
     rates = [learning_rate(step, 1000, 0.01) for step in range(1001)]
     assert rates[0] == pytest.approx(0.01 / 100)
     top = rates.index(max(rates))
     assert 80 < top < 100 and rates[top] < 0.01
-    assert all(a < b for a, b in zip(rates[:top], rates[1:])) and all(a > b for a, b in zip(rates[top:], rates[top + 1:]))
-    assert rates[500] == pytest.approx(0.005) and rates[1000] == 0
+    assert all(a < b for a, b in zip(rates[:top], rates[1:])) and all(a > b for a, b in zip(rates[top:679], rates[top + 1:]))
+    assert rates[340] == pytest.approx(0.005) and rates[679] < 2e-5
+    assert rates[680] == pytest.approx(0.003) and rates[840] == pytest.approx(0.0015) and rates[1000] == 0
 
 
 def test_a_checkpoint_of_another_plan_is_refused(small, tmp_path, monkeypatch):
