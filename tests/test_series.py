@@ -147,7 +147,7 @@ def test_ctrl_c_stops_the_kernel_and_says_how_to_continue(folder):
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
     until(lambda: kernel.exists() and kernel.read_text())
     child.send_signal(signal.SIGINT)
-    printed = child.communicate(timeout=30)[0].decode()
+    printed = child.communicate(timeout=120)[0].decode()
     assert child.returncode == 130
     assert "Stopped in 03_long. To continue: python3 run.py tutorial" in printed and "--from 03" in printed
     assert "Traceback" not in printed
