@@ -1,6 +1,6 @@
 """Build the practice world's base model: tokenizer, corpus, training, all from one seed.
 
-    python -m rlhf_helpers.base_model            # about an hour on two cores; stops and goes on where it was
+    python -m rlhf_helpers.base_model            # up to 90 minutes on two cores; stops and goes on where it was
 
 The corpus is a forum: questions, replies by strangers of every quality (`grammar.CROWD`), and often a word from the asker about
 the reply ("That was rude."). The model only learns to continue it, so it knows the topics, the manners of the crowd, good and
@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .formats import atomic_write_text, write_json
 from .models import completion_log_probs, count_weights, load_policy, load_tokenizer, sample
+from .runs import take_place
 from .statistics import mean, share, show
 from .world.catalogue import catalogue
 from .world.grammar import FAULTS, Dice, answer, knowledge, react, read_prompt, write_prompt
@@ -310,11 +311,10 @@ def main() -> None:
     figures = measure(aside, args.seed) | {"training": training | {"seed": args.seed, "topics": len(catalogue().topics)}}
     write_json(aside / "figures.json", figures)
     write_card(aside, figures)
-    beside, old = BASE_MODEL.with_name(".base_model.new"), BASE_MODEL.with_name(".base_model.old")
-    shutil.copytree(aside, beside, dirs_exist_ok=True)
-    BASE_MODEL.rename(old)
-    beside.rename(BASE_MODEL)
-    shutil.rmtree(old)
+    beside = BASE_MODEL.with_name(".base_model.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(aside, beside)
+    take_place(beside, BASE_MODEL)
     print((BASE_MODEL / "README.md").read_text(encoding="utf-8"))
 
 

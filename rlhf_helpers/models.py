@@ -93,7 +93,7 @@ def sample(model, tokenizer, prompts: list[str], *, temperature: float = 1.0, ma
     Rows that have ended leave the batch, so that a few long answers do not hold up the many short ones.
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    ids = [prompt_tokens(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     completions = [[]] * len(ids)
     for start in range(0, len(order), batch_size):
@@ -106,7 +106,8 @@ def sample(model, tokenizer, prompts: list[str], *, temperature: float = 1.0, ma
     return Samples(texts, finished, [len(tokens) for tokens in completions])
 
 
-def _prompt_ids(tokenizer, prompt: str) -> list[int]:
+def prompt_tokens(tokenizer, prompt: str) -> list[int]:
+    """The tokens of a chat that asks the prompt, up to where the answer begins."""
     text = tokenizer.apply_chat_template(chat(prompt), tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -147,7 +148,7 @@ def _choose(logits: torch.Tensor, temperature: float, generator) -> torch.Tensor
 @torch.inference_mode()
 def completion_log_probs(model, tokenizer, prompts: list[str], completions: list[str], batch_size: int = 24) -> list[torch.Tensor]:
     """log p of each token of each completion, its end token included, given prompt and earlier tokens. One (tokens,) tensor a row."""
-    rows = [(_prompt_ids(tokenizer, p), tokenizer(c, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
+    rows = [(prompt_tokens(tokenizer, p), tokenizer(c, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
             for p, c in zip(prompts, completions, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
     found = [torch.empty(0)] * len(rows)

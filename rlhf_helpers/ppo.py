@@ -32,7 +32,7 @@ from accelerate import Accelerator
 from peft import get_peft_model
 from transformers import set_seed
 
-from .models import DEVICE, _prompt_ids, load_policy, load_reward_model, load_tokenizer, rewards, sample_tokens
+from .models import DEVICE, load_policy, load_reward_model, load_tokenizer, prompt_tokens, rewards, sample_tokens
 from .profiles import ProximalPolicyOptimisation
 from .training import History, quiet
 from .world.judge import judge
@@ -208,7 +208,7 @@ class PPO:
         process = self.accelerator.process_index
         dice = torch.Generator().manual_seed(int(np.random.SeedSequence((self.seed, step, process)).generate_state(1)[0]))
         prompts = [self._prompt(step * self.plan.batch_size + process * self.rows + k) for k in range(self.rows)]
-        prompt_ids = [_prompt_ids(self.tokenizer, prompt) for prompt in prompts]
+        prompt_ids = [prompt_tokens(self.tokenizer, prompt) for prompt in prompts]
         completions = sample_tokens(self.policy, self.tokenizer, prompt_ids, temperature=self.plan.temperature,
                                     max_new_tokens=self.max_new_tokens, generator=dice)
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in completions]

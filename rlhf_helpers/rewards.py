@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
-from .models import chat, load_reward_model, load_tokenizer, rewards
+from .models import NEW_HEAD, chat, load_reward_model, load_tokenizer, rewards
 from .profiles import Training
 from .statistics import share
 from .training import History, length_grouped, run_trainer, trainer_settings
@@ -47,10 +47,9 @@ def train_reward_model(start: str | Path, rows: list[dict], folder: str | Path, 
     model.config.pad_token_id = tokenizer.pad_token_id
     tokenizer.chat_template = reading_template(tokenizer.chat_template)
     settings = trainer_settings(folder, seed, training, max_length=MAX_LENGTH, center_rewards_coefficient=0.01)
-    head = list(model.score.parameters())
-    body = [p for p in model.parameters() if all(p is not q for q in head)]
-    optimiser = torch.optim.AdamW([{"params": head, "lr": HEAD * training.learning_rate}, {"params": body, "lr": training.learning_rate}],
-                                  weight_decay=0.0)
+    body = [weights for name, weights in model.named_parameters() if name != NEW_HEAD]
+    optimiser = torch.optim.AdamW([{"params": [model.score.weight], "lr": HEAD * training.learning_rate},
+                                   {"params": body, "lr": training.learning_rate}], weight_decay=0.0)
     trainer = RewardTrainer(model=model, processing_class=tokenizer, train_dataset=data, args=RewardConfig(**settings),
                             optimizers=(optimiser, None))
     return run_trainer(trainer, History(title), folder)

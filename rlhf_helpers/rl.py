@@ -17,7 +17,7 @@ from .world.judge import judge
 
 
 class _Lean:
-    """Less padding in TRL's trainers, which took half of each step here; what they compute stays the same.
+    """Less padding in TRL's trainers, which took a third of each step here; what they compute stays the same.
 
     Sampling: rows that have ended leave the batch, so a few long answers do not hold up the many short ones. Log-probabilities: rows
     go through the model beside others of like length, without the columns that are padding in all of them.

@@ -72,16 +72,12 @@ class Run:
     def building(self, stage: str):
         """Gives a path to write the artifact to; when the block ends well, it takes the place of the old artifact."""
         path = self.path(stage)
-        aside, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
+        aside = path.with_name(f".{path.name}.part")
         _remove(aside)
         yield aside
         if not aside.exists():
             raise FileNotFoundError(f"{stage}: nothing was written to {aside}")
-        _remove(old)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(aside, path)
-        _remove(old)
+        take_place(aside, path)
         for name in (stage, "best_of_n") if stage in ("sft", "reward_model") else (stage,):
             self.answers_path(name).unlink(missing_ok=True)  # they were the old model's
 
@@ -149,6 +145,16 @@ def _made_with(run: Run) -> tuple[str, int, str | None] | None:
     except (KeyError, TypeError):
         raise DamagedArtifact(f"{run.folder.name}/run.json does not say with which profile and seed the run was made: delete the "
                               "folder, or give the new run another name (--run NAME)") from None
+
+
+def take_place(aside: Path, path: Path) -> None:
+    """Rename what was made aside to `path`; what was there before, if anything, goes only when the new one stands."""
+    old = path.with_name(f".{path.name}.old")
+    _remove(old)
+    if path.exists():
+        os.replace(path, old)
+    os.replace(aside, path)
+    _remove(old)
 
 
 def _remove(path: Path) -> None:

@@ -70,3 +70,23 @@ def tiny_run(tmp_path, monkeypatch, tiny):
     folder = tmp_path / "runs" / "mine"
     (folder / "answers").mkdir(parents=True)
     return Run(folder, profile, seed=0)
+
+
+@pytest.fixture
+def no_swallowed_errors(caplog, request):
+    """ipywidgets logs what a callback raises and goes on; here that fails the test."""
+    yield
+    swallowed = [record.getMessage() for record in caplog.get_records("call") if "Exception in" in record.getMessage()]
+    assert bool(swallowed) == ("raises_in_callback" in request.fixturenames), swallowed
+
+
+@pytest.fixture
+def raises_in_callback():
+    """For the test that wants an error in a callback."""
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An empty label store."""
+    from rlhf_helpers.labelling.store import LabelStore
+    return LabelStore(tmp_path / "labels.sqlite")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from rlhf_helpers import ppo
-from rlhf_helpers.models import _prompt_ids, load_policy, load_tokenizer
+from rlhf_helpers.models import load_policy, load_tokenizer, prompt_tokens
 from rlhf_helpers.profiles import ProximalPolicyOptimisation
 from rlhf_helpers.training import History
 
@@ -19,7 +19,7 @@ PLAN = ProximalPolicyOptimisation(steps=2, batch_size=8, learning_rate=1e-3, bet
 
 def hand_made(tokenizer) -> tuple[list[list[int]], list[list[int]]]:
     """Token numbers of eight prompts and completions of very different lengths; half of the completions have an end token."""
-    prompts = [_prompt_ids(tokenizer, "Hello there. " * (k % 3) + "How do I swim?") for k in range(8)]
+    prompts = [prompt_tokens(tokenizer, "Hello there. " * (k % 3) + "How do I swim?") for k in range(8)]
     dice = torch.Generator().manual_seed(5)
     completions = [torch.randint(20, 200, (1 + 2 * k % 9,), generator=dice).tolist() for k in range(8)]
     return prompts, [tokens + [tokenizer.eos_token_id] * (k % 2) for k, tokens in enumerate(completions)]

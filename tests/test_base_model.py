@@ -120,6 +120,23 @@ def test_the_learning_rate_rises_falls_to_zero_and_falls_again_from_three_tenths
     assert rates[680] == pytest.approx(0.003) and rates[840] == pytest.approx(0.0015) and rates[1000] == 0
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_the_finished_model_takes_the_place_of_the_old_one_if_there_is_one(small, tiny, tmp_path, monkeypatch, there):
+    """Only training and measuring, which take long, are stood in for."""
+    place, work = tmp_path / "base_model", tmp_path / "work"
+    if there:
+        place.mkdir()
+        (place / "old.txt").write_text("old")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), load_tokenizer(tiny)
+    monkeypatch.setattr(base_model, "BASE_MODEL", place)
+    monkeypatch.setattr(base_model, "train", lambda *plan: (model, tokenizer, {"steps": 1, "tokens": 1, "minutes": 0.1}))
+    monkeypatch.setattr(base_model, "measure", lambda folder, seed: json.loads((BASE_MODEL / "figures.json").read_text()))
+    monkeypatch.setattr("sys.argv", ["base_model", "--work", str(work)])
+    base_model.main()
+    assert {"README.md", "figures.json", "model.safetensors"} <= {path.name for path in place.iterdir()}
+    assert not (place / "old.txt").exists() and sorted(path.name for path in tmp_path.iterdir()) == ["base_model", "work"]
+
+
 def test_a_checkpoint_of_another_plan_is_refused(small, tmp_path, monkeypatch):
     monkeypatch.setattr(base_model.shutil, "which", lambda name: None)  # no compiler: nothing to wait for
     base_model.train(tmp_path, 1, 0, 0.01)

@@ -59,6 +59,13 @@ def store(folder):
     return LabelStore(folder / "labels.sqlite")
 
 
+def start(page, address, *cells):
+    """Open the notebook and run these of its cells."""
+    open_notebook(page, address)
+    for number in cells:
+        run_cell(page, number)
+
+
 def picture(page, folder, name):
     path = Path(os.environ.get("RLHF_SCREENSHOTS", folder)) / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,9 +126,7 @@ CONTRAST = """() => {
 
 def test_lab_by_key_and_mouse(folder, store):
     with server("lab", folder, "labels.ipynb") as address, browser_page() as page:
-        open_notebook(page, address)
-        run_cell(page, 0)
-        run_cell(page, 1)
+        start(page, address, 0, 1)
         wait_status(page, "Saved 0 of 20")
         assert page.title() != "hacked" and not page.locator(".rl-text img, .rl-text b, .rl-text a").count()
         hebrew = page.locator(".rl-text", has_text="שלום").first
@@ -217,9 +222,7 @@ def test_lab_by_key_and_mouse(folder, store):
 
 def test_lab_survives_a_busy_kernel_a_reload_and_a_killed_one(folder, store):
     with server("lab", folder, "labels.ipynb") as address, browser_page() as page:
-        open_notebook(page, address)
-        run_cell(page, 0)
-        run_cell(page, 1)
+        start(page, address, 0, 1)
         wait_status(page, "Saved 0 of 20")
         run_cell(page, 3, wait=False)
         page.locator(".rl-prompt").click()
@@ -232,9 +235,7 @@ def test_lab_survives_a_busy_kernel_a_reload_and_a_killed_one(folder, store):
 
         pair = answers(page)
         page.reload()
-        open_notebook(page, address)
-        run_cell(page, 0)
-        run_cell(page, 1)
+        start(page, address, 0, 1)
         wait_status(page, "Saved 1 of 20")
         assert answers(page) == pair
         page.locator(".rl-prompt").click()
@@ -248,8 +249,7 @@ def test_lab_survives_a_busy_kernel_a_reload_and_a_killed_one(folder, store):
         assert len(store.labels()) == 1
         old = (folder / "kernel.pid").read_text()
         page.reload()
-        open_notebook(page, address)
-        run_cell(page, 0)
+        start(page, address, 0)
         assert (folder / "kernel.pid").read_text() != old
         run_cell(page, 1)
         wait_status(page, "Saved 2 of 20")
@@ -260,8 +260,7 @@ def test_lab_survives_a_busy_kernel_a_reload_and_a_killed_one(folder, store):
 
 def test_lab_ranks_and_chats(folder, store):
     with server("lab", folder, "labels.ipynb") as address, browser_page() as page:
-        open_notebook(page, address)
-        run_cell(page, 0)
+        start(page, address, 0)
         run_cell(page, 2)
         wait_status(page, "Saved 0 of 3")
         page.locator(".rl-prompt").first.click()
@@ -311,9 +310,7 @@ def test_lab_ranks_and_chats(folder, store):
 
 def test_notebook_7(folder, store):
     with server("notebook", folder, "labels.ipynb") as address, browser_page() as page:
-        open_notebook(page, address)
-        run_cell(page, 0)
-        run_cell(page, 1)
+        start(page, address, 0, 1)
         wait_status(page, "Saved 0 of 20")
         cells = code_cells(page)
         page.locator(".rl-prompt").click()

@@ -165,6 +165,13 @@ def test_the_table_goes_out_and_comes_back(store, tmp_path):
     assert say(other) == say(store)
 
 
+def test_words_that_begin_with_an_apostrophe_stay_whole(tmp_path):
+    path, store = tmp_path / "others.csv", LabelStore(tmp_path / "labels.sqlite")
+    path.write_text("prompt,left,right,choice,annotator\nWhen?,'Tis the season.,'=1+1,left,ann\n")
+    importing.import_table(store, path)
+    assert [answer.text for answer in store.comparisons()[0].responses] == ["'Tis the season.", "=1+1"]
+
+
 @pytest.mark.parametrize("text, message", [
     ("prompt,left,right\n", 'labels.csv, line 1, field "choice": is missing'),
     ("prompt,left,right,choice,annotator\np,a,b,left,x\np,a,a,both,\n", 'line 3, field "annotator": is empty'),

@@ -10,7 +10,6 @@ from label_studio_round_trip import Annotator, candidates, check_pairs, check_ra
 from rlhf_helpers import label_studio
 from rlhf_helpers.formats import BadData
 from rlhf_helpers.label_studio import LabelStudio, LabelStudioError
-from rlhf_helpers.labelling.store import LabelStore
 
 
 @pytest.fixture
@@ -26,11 +25,6 @@ def fake(monkeypatch):
 @pytest.fixture
 def annotator(fake):
     return Annotator(fake.address, {"Authorization": f"Token {LEGACY}"})
-
-
-@pytest.fixture
-def store(tmp_path):
-    return LabelStore(tmp_path / "labels.sqlite")
 
 
 def test_pairs_go_round(annotator, tmp_path):

@@ -4,7 +4,7 @@ from itertools import combinations
 import pytest
 
 from rlhf_helpers.labelling.label_studio_annotations import PAIRWISE, RANKING, Audit, layout_of, record_tasks
-from rlhf_helpers.labelling.store import Comparison, LabelStore, Response
+from rlhf_helpers.labelling.store import Comparison, Response
 
 PAIRS, RANKS = (layout_of(path.read_text(encoding="utf-8")) for path in (PAIRWISE, RANKING))
 TUTORIAL = layout_of('<View><Text name="prompt" value="$prompt"/><Pairwise name="comparison" toName="answer1,answer2"/>'
@@ -40,11 +40,6 @@ def ranked(value, name="ranking"):
 def annotation(results, number=1, who=7, at="2026-11-22T10:00:00.123456Z", **more):
     return {"id": number, "completed_by": who, "result": results, "was_cancelled": False, "lead_time": 20.0,
             "created_at": "2026-11-22T09:00:00.000000Z", "updated_at": at} | more
-
-
-@pytest.fixture
-def store(tmp_path):
-    return LabelStore(tmp_path / "labels.sqlite")
 
 
 @pytest.fixture

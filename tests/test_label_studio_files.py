@@ -8,15 +8,9 @@ from rlhf_helpers.formats import BadData
 from rlhf_helpers.labelling.label_studio_annotations import PAIRWISE, RANKING
 from rlhf_helpers.labelling.label_studio_files import import_export, read_answer_pairs
 from rlhf_helpers.labelling.session import LabellingSession
-from rlhf_helpers.labelling.store import LabelStore
 
 TUTORIAL = [{"prompt": "How do I sleep better?", "answer1": "Go to bed early.", "answer2": "Drink coffee."},
             {"prompt": "How do I save money?", "answer1": "", "answer2": "Make a list."}]
-
-
-@pytest.fixture
-def store(tmp_path):
-    return LabelStore(tmp_path / "labels.sqlite")
 
 
 def write(path, content):

@@ -82,11 +82,6 @@ def annotator(address, monkeypatch):
     return Annotator(address, {"Authorization": f"Token {LEGACY}"})
 
 
-@pytest.fixture
-def store(tmp_path):
-    return LabelStore(tmp_path / "labels.sqlite")
-
-
 def test_pairs_go_round(annotator, tmp_path):
     check_pairs(annotator, tmp_path, "pairs")
 

@@ -13,29 +13,12 @@ from rlhf_helpers.labelling.session import LabellingSession
 from rlhf_helpers.labelling.store import LabelStore
 
 widget = pytest.importorskip("rlhf_helpers.labelling.widget", reason="anywidget is not installed")
-
-
-@pytest.fixture(autouse=True)
-def no_swallowed_errors(caplog, request):
-    """ipywidgets logs what a callback raises and goes on; here that fails the test."""
-    yield
-    swallowed = [record.getMessage() for record in caplog.get_records("call") if "Exception in" in record.getMessage()]
-    assert bool(swallowed) == ("raises_in_callback" in request.fixturenames), swallowed
-
-
-@pytest.fixture
-def raises_in_callback():
-    """For the test that wants an error in a callback."""
+pytestmark = pytest.mark.usefixtures("no_swallowed_errors")
 
 
 @pytest.fixture(autouse=True)
 def quick_hands(monkeypatch):
     monkeypatch.setattr(plain_view, "TOO_QUICK_MS", 0)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return LabelStore(tmp_path / "labels.sqlite")
 
 
 @pytest.fixture

@@ -21,24 +21,7 @@ from rlhf_helpers.labelling.session import LabellingSession, StaleAct, Unconfirm
 from rlhf_helpers.labelling.store import Comparison, Event, LabelStore, Response, StoreError
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(autouse=True)
-def no_swallowed_errors(caplog, request):
-    """ipywidgets logs what a callback raises and goes on; here that fails the test."""
-    yield
-    swallowed = [record.getMessage() for record in caplog.get_records("call") if "Exception in" in record.getMessage()]
-    assert bool(swallowed) == ("raises_in_callback" in request.fixturenames), swallowed
-
-
-@pytest.fixture
-def raises_in_callback():
-    """For the test that wants an error in a callback."""
-
-
-@pytest.fixture
-def store(tmp_path):
-    return LabelStore(tmp_path / "labels.sqlite")
+pytestmark = pytest.mark.usefixtures("no_swallowed_errors")
 
 
 @pytest.fixture

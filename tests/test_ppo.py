@@ -21,7 +21,7 @@ from tiny import threads
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_helpers import ppo
-from rlhf_helpers.models import _prompt_ids, load_policy, load_reward_model, load_tokenizer
+from rlhf_helpers.models import load_policy, load_reward_model, load_tokenizer, prompt_tokens
 from rlhf_helpers.profiles import ProximalPolicyOptimisation
 from rlhf_helpers.training import History
 
@@ -310,7 +310,7 @@ def test_a_run_from_folders_to_a_folder(tiny, tiny_reward_model, tmp_path, separ
     kept = {}
 
     def keep(row, policy):
-        ids = torch.tensor([_prompt_ids(load_tokenizer(tiny), PROMPTS[0])])
+        ids = torch.tensor([prompt_tokens(load_tokenizer(tiny), PROMPTS[0])])
         with torch.no_grad():
             kept["logits"] = policy(ids).logits
 
@@ -318,7 +318,7 @@ def test_a_run_from_folders_to_a_folder(tiny, tiny_reward_model, tmp_path, separ
                             value_model=tiny_reward_model if separate else None, lora=lora, callbacks=[keep])
     assert history.column("kl")[1][0] == 0.0 != history.column("kl")[1][1]
     assert {"reward", "entropy", "rewards/rubric/mean", "completions/mean_length", "value_loss"} <= history.rows[0].keys()
-    ids = torch.tensor([_prompt_ids(load_tokenizer(tmp_path / "ppo"), PROMPTS[0])])
+    ids = torch.tensor([prompt_tokens(load_tokenizer(tmp_path / "ppo"), PROMPTS[0])])
     with torch.no_grad():
         saved, start = (load_policy(f)(ids).logits for f in (tmp_path / "ppo", tiny))
     torch.testing.assert_close(saved, kept["logits"], atol=1e-4, rtol=1e-4)
@@ -366,7 +366,7 @@ def test_the_one_token_bandit_reaches_its_optimum(tiny, tmp_path, beta):
     words = [tokenizer.decode([k], skip_special_tokens=True).strip() for k in range(len(tokenizer))]
     arms = [word for word in words if len(word) > 2 and words.count(word) == 1][:8]
     reward_of = {word: (k + 1) / 8 for k, word in enumerate(arms)}
-    policy, ids = model(), torch.tensor([_prompt_ids(tokenizer, "Hi")])
+    policy, ids = model(), torch.tensor([prompt_tokens(tokenizer, "Hi")])
     r = torch.tensor([reward_of.get(word, 0.0) for word in words], dtype=torch.float64)
 
     def log_p(of):

@@ -23,6 +23,7 @@ REASONS = {"not labelled": "not labelled", "skip": "only skipped", "tie_good": "
            "tie": "equal in a ranking", None: "votes split evenly", "gold": "test of attention"}
 COLUMNS = ("pair", "group", "annotator", "kind", "prompt", "left", "right", "choice", "strength", "left flags",
            "right flags", "comment", "seconds", "probability", "left model", "right model", "at")
+GUARDED = ("=", "+", "-", "@", "\t", "\r", "'")     # a cell that begins so gets an apostrophe, else a spreadsheet may calculate it
 
 
 def export_preferences(store: LabelStore, path: str | Path, human_first: bool = True, plain: bool = False) -> dict:
@@ -190,7 +191,7 @@ def _table_row(label: Label, pair: Comparison) -> dict:
 
 
 def _cell(value: object) -> object:
-    return "'" + value if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r", "'") else value
+    return "'" + value if isinstance(value, str) and value.startswith(GUARDED) else value
 
 
 def _card(audit: dict, parts: dict[str, int]) -> str:

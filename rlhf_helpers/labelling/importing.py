@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..formats import BadData, Problem, Rows, as_text, read_judgements, read_preferences, read_rankings, report_problems
-from .export import COLUMNS
+from .export import COLUMNS, GUARDED
 from .store import FLAGS, STRENGTHS, Comparison, Event, LabelStore, Response
 
 REQUIRED = ("prompt", "left", "right", "choice", "annotator")
@@ -172,8 +172,8 @@ def _checked_table(path: Path, reader: csv.DictReader, bad: str) -> Rows:
 
 
 def _text(cell: str | None) -> str:
-    """What `export_table` wrote into a cell: without the apostrophe that kept a spreadsheet from calculating it."""
-    return (cell or "").removeprefix("'")
+    """What `export_table` was given for a cell: without the apostrophe that kept a spreadsheet from calculating it."""
+    return cell[1:] if cell and cell[0] == "'" and cell[1:].startswith(GUARDED) else cell or ""
 
 
 def _table_faults(row: dict) -> Iterator[tuple[str, str, str]]:

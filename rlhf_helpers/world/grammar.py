@@ -365,7 +365,8 @@ def knowledge(dice: Dice, world: Catalogue | None = None) -> tuple[str, str]:
     question, reply = dice.choice(world.language["knowledge"][kind])
     tip = dice.choice(topic.tips)
     words = {"tip": dice.choice(topic.unsafe) if kind == "unsafe" else tip.text, "goal": topic.goal, "reason": tip.reason}
-    return question.format(**words), _sentence(reply.format(**words).rstrip(".")) if kind == "advice" else reply.format(**words)
+    said = reply.format(**words)
+    return question.format(**words), said[0].upper() + said[1:]
 
 
 def with_persona(request: Request, persona: str | None) -> Request:
