@@ -5,7 +5,9 @@
 The corpus is a forum: questions, replies by strangers of every quality (`grammar.CROWD`), and often a word from the asker about
 the reply ("That was rude."). The model only learns to continue it, so it knows the topics, the manners of the crowd, good and
 bad, and what people say about them, as models that have read the web do; it has no reason yet to write what people like.
-The last command writes `data/base_model/` (safetensors, loads with plain transformers).
+Training has three rounds (`ROUNDS`). In the first the model learns to write; what it then still cannot do, to count, is in the corpus of
+the others more often, as larger models get selected text in the last stage of their pre-training. The command writes
+`data/base_model/` (safetensors, loads with plain transformers).
 """
 
 import argparse
@@ -15,7 +17,7 @@ import os
 import random
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -28,15 +30,14 @@ from .models import completion_log_probs, count_weights, load_policy, load_token
 from .runs import take_place
 from .statistics import mean, share, show
 from .world.catalogue import catalogue
-from .world.grammar import FAULTS, Dice, answer, knowledge, react, read_prompt, write_prompt
+from .world.grammar import FAULTS, PLAIN, Dice, Instruction, Request, answer, knowledge, react, read_prompt, write_prompt
 from .world.judge import judge, observations
-from .world.splits import corpus_requests
+from .world.splits import corpus_requests, is_reserved
 
 BASE_MODEL = Path(__file__).resolve().parents[1] / "data" / "base_model"
 SHAPE = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=6)
 VOCABULARY = 3072
 CONTEXT = 256
-STEPS = 5000
 PEAK = 1e-2  # learning rate
 SPECIAL = ["<|pad|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>"]
 TEMPLATE = (
@@ -52,10 +53,23 @@ BATCH_TOKENS = 6144
 
 
 @dataclass(frozen=True)
+class Round:
+    """One round of training: its steps, and what its corpus holds. The learning rate falls linearly from `rate` peaks to zero."""
+
+    steps: int
+    rate: float = 1.0
+    numbers: float = 0.0  # share of the short documents that ask for a number of tips, and get as many, well and plainly
+    alone: bool = True  # they come from nobody in particular and want nothing else; else they are like the questions of the threads
+
+
+ROUNDS = (Round(3400), Round(2100, rate=0.3, numbers=0.6), Round(500, rate=0.2, numbers=0.8, alone=False))
+
+
+@dataclass(frozen=True)
 class Thread:
     """One thread of the forum: a question, a stranger's reply, and in most threads what the asker said to it.
 
-    `nats` is the surprisal of the reply's derivation, an upper bound on that of its text; None for a question about a single tip.
+    `nats` is the surprisal of the reply's derivation, an upper bound on that of its text; None for the short documents.
     """
 
     prompt: str
@@ -70,13 +84,15 @@ class Thread:
         return [{"role": "user", "content": self.prompt}, {"role": "assistant", "content": self.reply}, *later]
 
 
-def corpus(seed: int, shard: int) -> list[Thread]:
-    """One shard of the corpus. A share of `KNOWLEDGE` of its documents are questions about single tips."""
+def corpus(seed: int, shard: int, round_: Round = ROUNDS[0]) -> list[Thread]:
+    """One shard of a round's corpus. A share of `KNOWLEDGE` of its documents are short: a question about a single tip or, as often as
+    the round says, for a number of tips."""
     threads = []
     for number, request in enumerate(islice(corpus_requests(f"{seed}/{shard}"), SHARD)):
         dice = Dice(f"thread {seed}/{shard}/{number}")
         if dice.flip(KNOWLEDGE):
-            threads.append(Thread(*knowledge(dice), None, None))
+            short = _a_number_of_tips(dice, request, round_.alone) if dice.flip(round_.numbers) else knowledge(dice)
+            threads.append(Thread(*short, None, None))
             continue
         before = dice.nats
         reply, _ = answer(dice, request)
@@ -85,7 +101,16 @@ def corpus(seed: int, shard: int) -> list[Thread]:
     return threads
 
 
-def _reaction(dice: Dice, request, reply: str) -> str | None:
+def _a_number_of_tips(dice: Dice, request: Request, alone: bool) -> tuple[str, str]:
+    """This request, turned into one for a number of tips, and a plain answer that does all it asks for."""
+    language = catalogue().language
+    count = Instruction("count", dice.choice(language["numbers"]), dice.choice(range(4)))
+    others = [wish for wish in request.instructions if ["count", wish.kind] in language["instruction_pairs"]]
+    request = replace(request, persona=None, instructions=(count,)) if alone else replace(request, instructions=(count, *others[:1]))
+    return knowledge(dice) if is_reserved(request) else (write_prompt(request), answer(dice, request, PLAIN)[0])
+
+
+def _reaction(dice: Dice, request: Request, reply: str) -> str | None:
     if not dice.flip(REACTS):
         return None
     verdict = judge(request, reply)
@@ -116,9 +141,9 @@ def new_model(tokenizer, seed: int) -> LlamaForCausalLM:
         bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
 
-def batches(tokenizer, seed: int, shard: int) -> list[torch.Tensor]:
+def batches(tokenizer, seed: int, shard: int, round_: Round = ROUNDS[0]) -> list[torch.Tensor]:
     """The shard's documents as padded batches of about `BATCH_TOKENS` tokens: each (documents, tokens), long."""
-    chats = [thread.messages for thread in corpus(seed, shard)]
+    chats = [thread.messages for thread in corpus(seed, shard, round_)]
     documents = sorted(tokenizer(tokenizer.apply_chat_template(chats, tokenize=False), add_special_tokens=False)["input_ids"], key=len)
     groups, group = [], []
     for ids in documents:
@@ -131,13 +156,19 @@ def batches(tokenizer, seed: int, shard: int) -> list[torch.Tensor]:
     return [tokenizer.pad({"input_ids": g}, padding_side="right", return_tensors="pt")["input_ids"] for g in groups]
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
-    """Linear warm-up and a linear fall to zero at 68 % of the steps, then another fall from three tenths of the peak.
+def where(step: int, rounds: tuple[Round, ...]) -> tuple[Round, int]:
+    """The round of this step (of the whole training, from 0), and the step within it."""
+    for round_ in rounds:
+        if step < round_.steps:
+            return round_, step
+        step -= round_.steps
+    raise ValueError(f"the rounds end {step} steps before this one")
 
-    The second, quieter round sharpens what is learned last: which tip belongs to which topic.
-    """
-    turn = round(0.68 * steps)
-    return peak * min((step + 1) / warmup, (turn - step) / turn) if step < turn else 0.3 * peak * (steps - step) / (steps - turn)
+
+def learning_rate(step: int, rounds: tuple[Round, ...] = ROUNDS, peak: float = PEAK, warmup: int = 100) -> float:
+    """Linear warm-up, and in each round a linear fall to zero."""
+    round_, inside = where(step, rounds)
+    return peak * round_.rate * min((step + 1) / warmup, (round_.steps - inside) / round_.steps)
 
 
 def loss_of(model, ids: torch.Tensor) -> torch.Tensor:
@@ -154,20 +185,20 @@ def optimisers(model, peak: float) -> list[torch.optim.Optimizer]:
             torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def train(work: Path, steps: int, seed: int, peak: float):
-    """Train for `steps` batches, saving every 100 so that a stopped run goes on. Writes `log.jsonl` in `work`.
+def train(work: Path, rounds: tuple[Round, ...], seed: int, peak: float = PEAK):
+    """Train for these rounds, saving every 100 steps so that a stopped run goes on. Writes `log.jsonl` in `work`.
 
     Returns model, tokenizer, and a dict with steps, tokens (padding included) and minutes.
 
     Raises:
-        ValueError: if `work` holds a checkpoint of another seed or number of steps.
+        ValueError: if `work` holds a checkpoint of another seed or of other rounds.
     """
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(seed)
     model = new_model(tokenizer, seed)
     optims = optimisers(model, peak)
-    step, shard, position, seconds = 0, 0, 0, 0.0
-    plan = {"steps": steps, "seed": seed, "peak": peak}
+    steps, step, shard, position, seconds = sum(r.steps for r in rounds), 0, 0, 0, 0.0
+    plan = {"rounds": [asdict(r) for r in rounds], "seed": seed, "peak": peak}
     checkpoint = work / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -177,15 +208,19 @@ def train(work: Path, steps: int, seed: int, peak: float):
         for optim, saved in zip(optims, state["optims"]):
             optim.load_state_dict(saved)
         step, shard, position, seconds = state["step"], state["shard"], state["position"], state["seconds"]
-    queue = batches(tokenizer, seed, shard)
+    queue = []
     fast_loss = torch.compile(loss_of, dynamic=True) if shutil.which("g++") else loss_of  # a third faster, but it needs a compiler
     while step < steps:
         started = time.time()
+        round_, inside = where(step, rounds)
+        if inside == 0 < step:  # another round, another corpus
+            shard, position, queue = shard + 1, 0, []
+        queue = queue or batches(tokenizer, seed, shard, round_)
         if position == len(queue):
             shard, position = shard + 1, 0
-            queue = batches(tokenizer, seed, shard)
+            queue = batches(tokenizer, seed, shard, round_)
         for optim in optims:
-            optim.param_groups[0]["lr"] = learning_rate(step, steps, peak)
+            optim.param_groups[0]["lr"] = learning_rate(step, rounds, peak)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = fast_loss(model, queue[position])
         loss.backward()
@@ -258,6 +293,7 @@ def write_card(folder: Path, figures: dict) -> None:
     size = (folder / "model.safetensors").stat().st_size / 1e6
     atomic_write_text(folder / "README.md", CARD.format(
         weights=figures["weights"], size=size, rates=rates, nats=nats, samples=figures["samples"],
+        counting=sum(round_.steps for round_ in ROUNDS if round_.numbers),
         unknown=figures["unknown_sentences"], rubric={k: show(v) for k, v in figures["rubric"].items()}, **figures["training"]))
 
 
@@ -271,7 +307,8 @@ which strangers answer questions well and badly, and says what the askers then s
 * **Data**: drawn from the grammar in `rlhf_helpers/world` (`grammar.CROWD`), no text from elsewhere. In nine threads of ten the
   asker reacts to the reply ("That was rude."), as people on a real forum do; so the model has read what people say about
   good and bad answers before anybody trains a reward model on it. Two documents in five are questions about a single tip ("Is it
-  wise to ...?"), short and dense with what goes with what. No evaluation prompt is in the corpus.
+  wise to ...?"), short and dense with what goes with what. In the last {counting} steps most of those ask for a number of
+  tips instead, and get them, well and plainly. No evaluation prompt is in the corpus.
 * **Rebuild**: `python -m rlhf_helpers.base_model` (seed {seed}; {steps} steps, {tokens:,} tokens, {minutes:.0f} minutes on two cores;
   a stopped run goes on). Muon for the matrices of the layers and AdamW for the rest; bfloat16 autocast, so another processor
   gives slightly other weights.
@@ -300,11 +337,10 @@ upper bound on the entropy of the replies, and a model can lie slightly below it
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build data/base_model; a stopped run goes on where it was.")
-    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=BASE_MODEL.parents[1] / "runs" / "base_model", help="checkpoints and log")
     args = parser.parse_args()
-    model, tokenizer, training = train(args.work, args.steps, args.seed, PEAK)
+    model, tokenizer, training = train(args.work, ROUNDS, args.seed)
     aside = args.work / "finished"
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)

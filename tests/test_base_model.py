@@ -1,6 +1,7 @@
 """How the base model is made, on a tiny copy of the recipe; and the committed one, if it is there."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from tiny import SHAPE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_helpers import base_model
-from rlhf_helpers.base_model import BASE_MODEL, learning_rate
+from rlhf_helpers.base_model import BASE_MODEL, Round, learning_rate
 from rlhf_helpers.models import load_tokenizer
 from rlhf_helpers.world.grammar import read_prompt
+from rlhf_helpers.world.judge import judge
 from rlhf_helpers.world.splits import evaluation_requests, is_reserved
 
 CHAT = [{"role": "user", "content": "How can I sleep better?"}, {"role": "assistant", "content": "Go to bed early."}]
@@ -47,13 +49,29 @@ def test_threads_are_chats_with_a_reaction_in_nine_of_ten_and_questions_about_si
     assert not [document for document in documents if document.nats is None and document.reaction]
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_later_rounds_ask_for_numbers_of_tips_and_get_them(monkeypatch, alone):
+    """In the short documents; the strangers of the threads count as badly as before."""
+    monkeypatch.setattr(base_model, "SHARD", 600)
+    documents = base_model.corpus(0, 3, Round(1, numbers=0.5, alone=alone))
+    counted = [document for document in documents if document.nats is None
+               and (request := read_prompt(document.prompt)) and request.wish("count")]
+    assert 0.15 < len(counted) / 600 < 0.25
+    verdicts = [judge(document.prompt, document.reply) for document in counted]
+    assert all(all(verdict.followed.values()) and not verdict.faults for verdict in verdicts)
+    assert any(len(verdict.followed) == 2 for verdict in verdicts) is not alone
+    assert {read_prompt(document.prompt).wish("count").value for document in counted} == {"one", "two", "three", "four"}
+
+
 def test_no_reserved_prompt_is_in_the_corpus(small):
     evaluation = {thread for thread in map(base_model.write_prompt, evaluation_requests(60))}
-    for shard in (-2, -1, 0, 1, base_model.HELD_OUT):
-        for thread in base_model.corpus(0, shard):
+    rounds = Round(1), Round(1, numbers=1.0), Round(1, numbers=1.0, alone=False)
+    for shard, round_ in product((-2, -1, 0, 1, base_model.HELD_OUT), rounds):
+        for thread in base_model.corpus(0, shard, round_):
             assert thread.prompt not in evaluation
-            if thread.nats is not None:  # else a question about a single tip, which is no request for advice
-                assert not is_reserved(read_prompt(thread.prompt))
+            request = read_prompt(thread.prompt)
+            if thread.nats is not None or request and request.wish("count"):  # else a question about a single tip: no request for advice
+                assert not is_reserved(request)
 
 
 def test_batches_hold_every_document_whole_once_and_few_tokens_of_padding(small, tiny):
@@ -110,14 +128,17 @@ def test_any_text_comes_back_from_its_tokens(tokenizer, text):
 
 # --- training -----------------------------------------------------------------------------------------------------------------
 
-def test_the_learning_rate_rises_falls_to_zero_and_falls_again_from_three_tenths():
-    rates = [learning_rate(step, 1000, 0.01) for step in range(1001)]
+def test_the_learning_rate_rises_and_falls_to_zero_in_each_round():
+    rounds = (Round(680), Round(320, rate=0.3))
+    rates = [learning_rate(step, rounds, 0.01) for step in range(1000)]
     assert rates[0] == pytest.approx(0.01 / 100)
     top = rates.index(max(rates))
     assert 80 < top < 100 and rates[top] < 0.01
     assert all(a < b for a, b in zip(rates[:top], rates[1:])) and all(a > b for a, b in zip(rates[top:679], rates[top + 1:]))
     assert rates[340] == pytest.approx(0.005) and rates[679] < 2e-5
-    assert rates[680] == pytest.approx(0.003) and rates[840] == pytest.approx(0.0015) and rates[1000] == 0
+    assert rates[680] == pytest.approx(0.003) and rates[840] == pytest.approx(0.0015) and 0 < rates[999] < 2e-5
+    with pytest.raises(ValueError, match="end 5 steps before"):
+        base_model.where(1005, rounds)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -139,9 +160,9 @@ def test_the_finished_model_takes_the_place_of_the_old_one_if_there_is_one(small
 
 def test_a_checkpoint_of_another_plan_is_refused(small, tmp_path, monkeypatch):
     monkeypatch.setattr(base_model.shutil, "which", lambda name: None)  # no compiler: nothing to wait for
-    base_model.train(tmp_path, 1, 0, 0.01)
+    base_model.train(tmp_path, (Round(1),), 0, 0.01)
     with pytest.raises(ValueError, match="delete it, or give another folder"):
-        base_model.train(tmp_path, 2, 0, 0.01)
+        base_model.train(tmp_path, (Round(2),), 0, 0.01)
 
 
 def test_the_loss_does_not_see_padding(tiny):
@@ -154,10 +175,12 @@ def test_the_loss_does_not_see_padding(tiny):
 
 
 def test_a_stopped_training_ends_with_the_same_weights(small, tmp_path, monkeypatch):
-    """Stopped some steps after its checkpoint, as by Ctrl-C, and started again: as if nothing had been."""
+    """Stopped in its second round some steps after its checkpoint, as by Ctrl-C, and started again: as if nothing had been."""
+    monkeypatch.setattr(base_model.shutil, "which", lambda name: None)  # no compiler: it would compile the stand-in below again and again
     monkeypatch.setattr(base_model, "SHAPE", SHAPE | {"num_hidden_layers": 1})
     last_steps, steps = 20, 120  # the checkpoint is in the middle of a shard, the end in a later one
-    whole, *_ = base_model.train(tmp_path / "whole", steps, 0, 1e-2)
+    rounds = (Round(steps - 60), Round(60, rate=0.3, numbers=0.5))
+    whole, *_ = base_model.train(tmp_path / "whole", rounds, 0, 1e-2)
     done, loss_of = [], base_model.loss_of
 
     def stopped(model, ids):
@@ -168,8 +191,8 @@ def test_a_stopped_training_ends_with_the_same_weights(small, tmp_path, monkeypa
 
     monkeypatch.setattr(base_model, "loss_of", stopped)
     with pytest.raises(KeyboardInterrupt):
-        base_model.train(tmp_path / "stopped", steps, 0, 1e-2)
-    again, _, training = base_model.train(tmp_path / "stopped", steps, 0, 1e-2)
+        base_model.train(tmp_path / "stopped", rounds, 0, 1e-2)
+    again, _, training = base_model.train(tmp_path / "stopped", rounds, 0, 1e-2)
     assert len(done) == 100 + last_steps // 2 + last_steps, "it goes on at the checkpoint, not at the start"
     assert training["steps"] == steps
     for (name, one), (_, other) in zip(whole.state_dict().items(), again.state_dict().items()):
@@ -177,7 +200,7 @@ def test_a_stopped_training_ends_with_the_same_weights(small, tmp_path, monkeypa
     log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == list(range(20, steps + 1, 20))
     assert log[-1]["loss"] < log[0]["loss"] - 0.5
-    model, *_ = base_model.train(tmp_path / "stopped", steps, 0, 1e-2)  # finished: nothing more to do
+    model, *_ = base_model.train(tmp_path / "stopped", rounds, 0, 1e-2)  # finished: nothing more to do
     assert len(done) == 100 + last_steps // 2 + last_steps
 
 
@@ -235,12 +258,8 @@ def test_the_committed_card_gives_the_measured_figures():
     assert figures["nats_per_token"]["model"] < figures["nats_per_token"]["bigram"]
 
 
-FAULT_RATES = [*base_model.FAULTS, "on-topic tips"]
-MISSED = pytest.mark.xfail(strict=True, reason="bar of 5 points missed by one: 0.232 against 0.175")
-
-
 @committed
-@pytest.mark.parametrize("name", [pytest.param(n, marks=MISSED) if n == "off_topic" else n for n in FAULT_RATES])
+@pytest.mark.parametrize("name", [*base_model.FAULTS, "on-topic tips"])
 def test_the_committed_model_shows_a_fault_as_often_as_its_corpus(name):
     rate = json.loads((BASE_MODEL / "figures.json").read_text())["rates"][name]
     assert abs(rate["corpus"]["estimate"] - rate["model"]["estimate"]) <= 0.05
