@@ -4,7 +4,8 @@
     python3 run.py tutorial     run the notebooks in order and print a table of what each took and found
     python3 run.py lab          open JupyterLab at notebook 00
     python3 run.py test         run all tests (--quick: only those of the helper package; --label-studio: those that need
-                                a Label Studio server, which it installs beside the rest, 1 GB)
+                                a Label Studio server, which it installs beside the rest, 1 GB; --colab: those of
+                                the labelling views with the old widgets that Colab has, 0.5 GB)
     python3 run.py refresh      run the notebooks again and write their outputs into them
 
 On Windows say `py run.py ...`. It needs Python 3.11 or newer and nothing else. The file uses the standard library only,
@@ -32,13 +33,19 @@ RUNS = ROOT / "runs"
 REQUIREMENTS = ROOT / "requirements.txt"
 VENV = ROOT / ".venv"
 LABEL_STUDIO_VENV = ROOT / ".venv-label-studio"
+COLAB_VENV = ROOT / ".venv-colab"
 
 OLDEST_PYTHON = (3, 11)
 TORCH = "torch==2.13.0"
 LABEL_STUDIO = "label-studio==1.23.2"
+COLAB = [  # the widgets of Colab as of August 2026 (googlecolab/backend-info), and what the tests of the labels need besides
+    "ipywidgets==7.7.1", "anywidget==0.9.21", "ipython==7.34.0", "ipykernel==6.17.1", "traitlets==5.7.1",
+    "pandas<3", "scipy", "scikit-learn", "evalica<0.5", "crowd-kit<2", "psutil", "pytest>=9,<10", "pytest-timeout<3",
+]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 FREE_BYTES_NEEDED = 3 * 10**9
 FREE_BYTES_NEEDED_WITH_CUDA = 10 * 10**9
+COLAB_TESTS = ["tests/test_label_views.py", "tests/test_labelling.py"]
 NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=900", "--timeout=0"]
 
 
@@ -56,8 +63,11 @@ def main(arguments=None):
         options = parse(arguments)
         python = ready_environment()
         if options.command == "test" and options.label_studio:
-            install_label_studio()
+            install_beside(LABEL_STUDIO_VENV, "Label Studio", [LABEL_STUDIO])
             return run_child([str(python), "-m", "pytest", "tests/test_label_studio_server.py"], environment(offline=True))
+        if options.command == "test" and options.colab:
+            old = install_beside(COLAB_VENV, "the widgets of Colab", COLAB)
+            return run_child([str(old), "-m", "pytest", "-m", "not slow"] + COLAB_TESTS, environment(offline=True))
         if options.command == "test":
             return run_tests(python, options.quick)
         if options.command == "lab":
@@ -90,6 +100,7 @@ def parse(arguments):
     some = test.add_mutually_exclusive_group()
     some.add_argument("--quick", action="store_true", help="only the tests of the helper package")
     some.add_argument("--label-studio", action="store_true", help="only those with a Label Studio server, installed first (1 GB)")
+    some.add_argument("--colab", action="store_true", help="only those of the labelling views, with Colab's widgets, installed first")
     refresh = commands.add_parser("refresh", help="run the notebooks and write their outputs into them")
     refresh.add_argument("numbers", metavar="NN", nargs="*", type=notebook_number, help="only these notebooks")
     options, extra = top.parse_known_args(arguments)
@@ -244,17 +255,17 @@ def make_environment(python):
     step("Installing the other packages", install + ["--requirement", str(REQUIREMENTS)])
 
 
-def install_label_studio():
-    """Make the environment of the Label Studio server that tests start; its packages do not go with ours."""
-    stamp = LABEL_STUDIO_VENV / "made_from.txt"
-    if stamp.exists() and stamp.read_text() == LABEL_STUDIO:
-        return
-    if LABEL_STUDIO_VENV.exists():
-        shutil.rmtree(str(LABEL_STUDIO_VENV))
-    step("Making the environment in .venv-label-studio", [sys.executable, "-m", "venv", str(LABEL_STUDIO_VENV)])
-    python = LABEL_STUDIO_VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    step("Installing Label Studio", [str(python), "-m", "pip", "install", "--disable-pip-version-check", LABEL_STUDIO])
-    stamp.write_text(LABEL_STUDIO)
+def install_beside(venv, name, packages):
+    """Make an environment for packages that do not go with ours, unless it is there; return its Python."""
+    stamp, wanted = venv / "made_from.txt", " ".join(packages)
+    python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not (stamp.exists() and stamp.read_text() == wanted):
+        if venv.exists():
+            shutil.rmtree(str(venv))
+        step("Making the environment in " + venv.name, [sys.executable, "-m", "venv", str(venv)])
+        step("Installing " + name, [str(python), "-m", "pip", "install", "--disable-pip-version-check"] + packages)
+        stamp.write_text(wanted)
+    return python
 
 
 def check_this_computer():

@@ -15,12 +15,15 @@ import pytest
 from jupyter_browser import CHROMIUM, browser_page, open_notebook, run_cell, server, write_notebook
 from label_makers import CANDIDATES
 
+from rlhf_helpers.formats import read_instructions
 from rlhf_helpers.labelling.store import LabelStore
 
 NEEDED = ("playwright", "anywidget", "jupyterlab")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None] + ([] if CHROMIUM else ["chromium"])
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900),
               pytest.mark.skipif(bool(MISSING), reason=f"not installed here: {', '.join(MISSING)}")]
+
+IDLE = 0.75                         # load a processor with which times are still those of the interface; the test itself makes some
 
 SET_UP = f"""import os
 from pathlib import Path
@@ -45,7 +48,9 @@ RANK = """sets = [dict(row, responses=[
 label_view(LabellingSession(store, sets, "rita", task="rank"), goal=3)"""
 BUSY = "import time\nfor _ in range(80): time.sleep(0.1)"
 CHAT = 'chat_view(Chat({"sft": lambda p: "Sleep.", "dpo": lambda p: "Sleep well, and long."}, store, "chris"))'
-CELLS = [SET_UP, LABEL, RANK, BUSY, CHAT]
+FORM = """from rlhf_helpers.labelling.plain_view import instruction_form
+instruction_form("mine.jsonl", topics=["sleep", "tea"])"""
+CELLS = [SET_UP, LABEL, RANK, BUSY, CHAT, FORM]
 
 
 @pytest.fixture
@@ -201,8 +206,9 @@ def test_lab_by_key_and_mouse(folder, store):
             page.wait_for_function("(old) => document.querySelector('.rl-card .rl-text').textContent !== old", arg=before[0])
             waits.append(1000 * (time.monotonic() - started))
             wait_status(page, f"Saved {number} of 20")
-        print(f"from the key to the next pair: median {median(waits):.0f} ms, longest {max(waits):.0f} ms")
-        assert median(waits) < 1000
+        idle = os.getloadavg()[0] < IDLE * (os.cpu_count() or 1)
+        print(f"from the key to the next pair: median {median(waits):.0f} ms, longest {max(waits):.0f} ms, idle: {idle}")
+        assert median(waits) < (150 if idle else 1000)
         picture(page, folder, "lab-figures")
         worst = page.evaluate(CONTRAST)
         assert worst[0] >= 4.5, worst
@@ -306,6 +312,44 @@ def test_lab_ranks_and_chats(folder, store):
         assert {name[3:] for name in names} == {"sft", "dpo"} and label.annotator == "chris"
         comparison, = (each for each in store.comparisons() if each.id == label.comparison_id)
         assert {answer.id: answer.model for answer in comparison.responses}[label.preferred] == names[0][3:]
+
+
+def test_lab_writes_edits_and_rates_instructions(folder):
+    def rows(number):
+        deadline, path = time.monotonic() + 30, folder / "mine.jsonl"
+        while time.monotonic() < deadline:
+            found = list(read_instructions(path)) if path.exists() else []
+            if len(found) == number:
+                return found
+            time.sleep(0.1)
+        raise AssertionError(f"{number} rows were not saved")
+
+    with server("lab", folder, "labels.ipynb") as address, browser_page() as page:
+        start(page, address, 0, 5)
+        form = page.locator(".rl-view")
+        prompt, completion = form.locator("textarea").nth(0), form.locator("textarea").nth(1)
+        cells = code_cells(page)
+        prompt.click()
+        page.keyboard.type("How do I sleep? x b dd")
+        page.keyboard.press("Tab")
+        page.keyboard.type("<b>Early</b> שלום")
+        page.keyboard.press("Tab")
+        assert rows(1) == [{"prompt": "How do I sleep? x b dd", "completion": "<b>Early</b> שלום", "topic": "", "source": "human"}]
+        form.locator("select").select_option("4: good")
+        form.locator(".rl-say", has_text="Saved: 1 pair").wait_for()
+        form.locator("button", has_text="New").click()
+        form.locator(".rl-name", has_text="New pair").wait_for()
+        prompt.fill("And naps?")
+        completion.fill("Short ones.")
+        form.locator("button", has_text="Previous").click()              # leaves the field: saved before the form moves on
+        form.locator(".rl-name", has_text="Pair 1 of 2").wait_for()
+        picture(page, folder, "lab-form")
+        assert [row.get("rating") for row in rows(2)] == [4, None] and code_cells(page) == cells
+        page.reload()
+        start(page, address, 0, 5)
+        form.locator("button", has_text="Previous").click()
+        page.wait_for_function("document.querySelector('.rl-view textarea').value === 'And naps?'")
+        assert page.outside == []
 
 
 def test_notebook_7(folder, store):

@@ -2,6 +2,7 @@
 import copy
 import threading
 import time
+from statistics import median
 
 import pytest
 from label_makers import CANDIDATES, FOUR, candidate_set, many
@@ -167,18 +168,26 @@ def test_acts_for_one_store_or_annotator_wait_apart_from_others(store, tmp_path)
     assert len(boxes) == 4
 
 
-def test_ten_thousand_pairs_are_as_quick_as_ten(store):
-    """The work between a press and the next pair, in seconds of the processor, with 9,900 labels there."""
-    session = LabellingSession(store, many(10_000), "ann")
+def seconds_an_act(store, pairs, labels):
+    """The median work between a press and the next pair, in seconds of the processor, with so many pairs and labels there."""
+    session = LabellingSession(store, many(pairs), "ann")
     store.record(*(session._event(session._shown(pair_id), **session._judgement(pair_id, "left", 900, None))
-                   for pair_id in list(session._pairs)[:9_900]))
-    shown = widget.LabelWidget(LabellingSession(store, many(10_000), "ann"))
+                   for pair_id in list(session._pairs)[:labels]))
+    shown = widget.LabelWidget(LabellingSession(store, many(pairs), "ann"))
     browser, times = Browser(shown), []
     for _ in range(9):
         started = time.thread_time()
         assert browser.send("choose", choice="left")["kind"] == "saved"
         times.append(time.thread_time() - started)
-    assert shown.state["saved"] == 9_909 and sorted(times)[4] < 0.1
+    assert shown.state["saved"] == labels + 9
+    return median(times)
+
+
+def test_ten_thousand_pairs_are_as_quick_as_ten(store, tmp_path):
+    """A tenth of a second more would be felt."""
+    few, many_more = seconds_an_act(LabelStore(tmp_path / "few.sqlite"), 10, 0), seconds_an_act(store, 10_000, 9_900)
+    print(f"an act takes {1000 * few:.1f} ms with 10 pairs, {1000 * many_more:.1f} ms with 10,000")
+    assert many_more - few < 0.1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -263,6 +272,13 @@ def test_chat_with_two_models_that_agree_and_named(store):
     assert browser.send("choose", choice="left")["kind"] == "saved" and shown.state["done"]
     with pytest.raises(ValueError, match="a chat compares two to nine"):
         Chat({"a": str.upper}, store)
+
+
+def test_two_models_that_chat_change_sides_by_lot(store):
+    chat = Chat({"a": str.upper, "b": str.lower}, store, "ann")
+    on_left = [chat.ask(f"Question {number}").current.left.model for number in range(40)]
+    changes = sum(one != other for one, other in zip(on_left, on_left[1:]))
+    assert 12 <= on_left.count("a") <= 28 and 12 <= changes <= 28
 
 
 def test_chat_shows_a_model_that_breaks(store, raises_in_callback):

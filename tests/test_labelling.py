@@ -1,8 +1,6 @@
 """Labels: what the store keeps, what a session refuses, what the views show, what is exported."""
 import os
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -10,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from kill_9 import survive
 from label_makers import CANDIDATES, FOUR, candidate_set, many
 
 from rlhf_helpers import formats
@@ -20,7 +19,6 @@ from rlhf_helpers.labelling.selection import Active
 from rlhf_helpers.labelling.session import LabellingSession, StaleAct, Unconfirmed, pairs_of, parse_ranking
 from rlhf_helpers.labelling.store import Comparison, Event, LabelStore, Response, StoreError
 
-ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures("no_swallowed_errors")
 
 
@@ -207,54 +205,10 @@ def test_threads_write_side_by_side(store):
     assert errors == [] and len(store.labels()) == 100
 
 
-WRITER = """
-import os, sys
-from rlhf_helpers.labelling.session import pairs_of
-from rlhf_helpers.labelling.store import Event, LabelStore
-path, name, acks = sys.argv[1:]
-store = LabelStore(path)
-store.add_annotator(name)
-answers = [{"id": text, "text": text, "model": "", "settings": {}} for text in "ab"]
-pair, = pairs_of([{"prompt": "p", "responses": answers}])[0]
-store.add_comparisons([pair])
-acks = os.open(acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-while True:
-    event = Event("label", pair.id, name, "kill", choice="prefer", preferred=pair.responses[0].id)
-    store.record(event)
-    os.write(acks, event.id.encode() + b"\\n")
-"""
-
-
-def acknowledged(files):
-    return [line for file in files if file.exists() for line in file.read_text().splitlines()]
-
-
-def run_and_kill(path, files, acts):
-    """Writers side by side, killed in the middle of what they do after so many acts, or after a minute on a slow disk."""
-    before = len(acknowledged(files))
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, file.name, file], cwd=ROOT) for file in files]
-    while len(acknowledged(files)) == before and all(writer.poll() is None for writer in writers):
-        time.sleep(0.01)
-    deadline = time.monotonic() + 60
-    while len(acknowledged(files)) < before + acts and time.monotonic() < deadline:
-        time.sleep(0.01)
-    for writer in writers:
-        writer.kill()
-        writer.wait()
-
-
 @pytest.mark.parametrize("acts", [900, pytest.param(7000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_kill_9_loses_no_acknowledged_act_and_doubles_none(acts):
     """Four writers, three times; with the larger number that is more than 20,000 acts."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None        # what survives a kill needs no real disk
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        path, files = Path(folder, "labels.sqlite"), [Path(folder, name) for name in ("one", "two", "three", "four")]
-        LabelStore(path)
-        for _ in range(3):
-            run_and_kill(path, files, acts)
-        acks, saved = acknowledged(files), [event["id"] for event in LabelStore(path).events()]
-        assert len(acks) > acts and set(acks) <= set(saved)
-        assert len(saved) == len(set(saved)) <= len(acks) + 12     # at most one unacknowledged act a writer and round
+    assert survive(rounds=3, acts=acts) > acts
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -750,6 +704,37 @@ def test_form_keeps_what_it_cannot_edit(tmp_path):
     assert form.prompt.disabled and "can only be read" in form.message.value
     form.prompt.value, form.completion.value = "", ""
     assert len(formats.read_instructions(path)) == 2
+
+
+def test_form_rates_without_taking_over_the_text(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    rows = [{"prompt": "Naps?", "completion": "Short.", "topic": "sleep", "source": "generated"},
+            formats.to_conversational({"prompt": "Tea?", "completion": "Yes.", "topic": "food", "source": "imported", "rating": 7})]
+    formats.write_instructions(path, rows)
+    form = plain_view.instruction_form(path)
+    form.rating.value = 3
+    assert "Not saved yet" in form.message.value, "there is nothing to rate in an empty form"
+    press(form, "Previous")
+    assert form.rating.value is None, "a rating that the form does not know is not shown as one it does"
+    form.rating.value = 2
+    press(form, "Previous")
+    form.rating.value = 5
+    assert formats.read_instructions(path) == [rows[0] | {"rating": 5}, rows[1] | {"rating": 2}]
+    form.rating.value = None
+    assert formats.read_instructions(path)[0] == rows[0]
+    form.completion.value = "Twenty minutes."
+    assert formats.read_instructions(path)[0] == rows[0] | {"completion": "Twenty minutes.", "source": "human"}
+
+
+def test_form_shows_a_failed_save_and_keeps_the_text(tmp_path, monkeypatch):
+    form = plain_view.instruction_form(tmp_path / "mine.jsonl")
+    form.prompt.value = "Naps?"
+    monkeypatch.setattr(plain_view, "write_instructions", lambda path, rows: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    form.completion.value = "Short."
+    assert "No space left" in form.message.value and 'role="alert"' in form.message.value and form.completion.value == "Short."
+    monkeypatch.undo()
+    form.topic.value = "sleep"
+    assert [row["completion"] for row in formats.read_instructions(form.path)] == ["Short."]
 
 
 def test_form_does_not_overwrite_what_others_wrote(tmp_path):

@@ -20,7 +20,7 @@ THERE = SimpleNamespace(free=10**12)
 def place(tmp_path, monkeypatch):
     """Move run.py's folder to a temporary one with two notebooks, room on its disk, and no need to look for PyTorch."""
     for name, value in {"ROOT": "", "NOTEBOOKS": "notebooks", "RUNS": "runs", "VENV": ".venv",
-                        "LABEL_STUDIO_VENV": ".venv-label-studio"}.items():
+                        "LABEL_STUDIO_VENV": ".venv-label-studio", "COLAB_VENV": ".venv-colab"}.items():
         monkeypatch.setattr(run, name, tmp_path / value)
     monkeypatch.setattr(run, "REQUIREMENTS", tmp_path / "requirements.txt")
     (tmp_path / "requirements.txt").write_text("papermill\n")
@@ -118,6 +118,13 @@ def test_the_environment_is_made_once(started, steps):
     assert steps == ["Making the environment in .venv", "Installing PyTorch", "Installing the other packages"]
     run.main(["refresh"])
     assert len(steps) == 3 and len(started) == 2
+
+
+def test_the_tests_with_the_widgets_of_colab_have_a_python_of_their_own(started, steps, place):
+    for _ in range(2):
+        assert run.main(["test", "--colab"]) == 0
+    assert steps[3:] == ["Making the environment in .venv-colab", "Installing the widgets of Colab"]
+    assert all(command[0].startswith(str(place / ".venv-colab")) and command[-2:] == run.COLAB_TESTS for command in started)
 
 
 def test_label_studio_is_installed_once_and_only_when_asked_for(started, steps):

@@ -43,6 +43,7 @@ STYLE = """<style>
 </style>"""
 ACTS = (("Left is better", "left", "rl-main"), ("Right is better", "right", "rl-main"),
         ("Both good", "tie_good", ""), ("Both bad", "tie_bad", ""))
+RATINGS = [("not rated", None), ("1: throw it away", 1), ("2: poor", 2), ("3: acceptable", 3), ("4: good", 4), ("5: I would sign it", 5)]
 REASONS = ["I cannot tell", "I know too little about this", "The text is broken", "I would rather not"]
 TOO_QUICK_MS = 400                  # the second half of a double click; nobody has read a pair in that time
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
@@ -261,8 +262,9 @@ class InstructionForm(_Panel):
         self.prompt, self.completion = _text_area(2, "What somebody asks"), _text_area(5, "The answer you would want")
         self.topic = widgets.Combobox(options=tuple(topics), continuous_update=False, placeholder="Topic")
         self.heading = widgets.HTML()
+        self.rating = widgets.Dropdown(options=RATINGS)
         self._fields = {"prompt": self.prompt, "completion": self.completion, "topic": self.topic}
-        for field in self._fields.values():
+        for field in (*self._fields.values(), self.rating):
             field.observe(lambda _: self._loading or self._do(self._save), names=["value"])
         self._lay_out()
         self._do(lambda: self._go(len(self._rows)))
@@ -271,8 +273,8 @@ class InstructionForm(_Panel):
         buttons = _row(self._button("Previous", lambda: self._leave(self._place - 1)),
                        self._button("Next", lambda: self._leave(self._place + 1)),
                        self._button("New", lambda: self._leave(len(self._rows)), "rl-main"))
-        names = [widgets.HTML(_named(name)) for name in ("Prompt", "Completion", "Topic")]
-        fields = [widget for pair in zip(names, self._fields.values(), strict=True) for widget in pair]
+        names = [widgets.HTML(_named(name)) for name in ("Prompt", "Completion", "Topic", "Rating")]
+        fields = [widget for pair in zip(names, (*self._fields.values(), self.rating), strict=True) for widget in pair]
         self.root.children = (widgets.HTML(STYLE), self.heading, *fields, buttons, self.message)
 
     def _file_stamp(self) -> tuple[int, int] | None:
@@ -285,11 +287,12 @@ class InstructionForm(_Panel):
         self._loading = True
         for name, field in self._fields.items():
             field.value, field.disabled = as_text(row[name]), not _is_editable(row)
+        self.rating.value = row.get("rating") if row.get("rating") in range(1, 6) else None
         self._loading = False
         new = place == len(self._rows)
         self.heading.value = _named("New pair" if new else f"Pair {place + 1} of {len(self._rows)}")
         self.buttons["Previous"].disabled, self.buttons["Next"].disabled = place == 0, new
-        note = "" if _is_editable(row) else " This one has several messages and can only be read here."
+        note = "" if _is_editable(row) else " This one has several messages and can only be read and rated here."
         return f"{self._count()}{note}"
 
     def _leave(self, place: int) -> str:
@@ -318,7 +321,11 @@ class InstructionForm(_Panel):
 
     def _edited(self) -> dict:
         old = self._rows[self._place] if self._place < len(self._rows) else {}
-        row = old | {name: field.value for name, field in self._fields.items()} | {"source": "human"}
+        said = {name: field.value for name, field in self._fields.items()}
+        row = {name: value for name, value in old.items() if name != "rating"}
+        if said != {name: as_text(old.get(name, "")) for name in said}:         # a rating alone makes nobody the author
+            row |= said | {"source": "human"}
+        row |= {"rating": self.rating.value} if self.rating.value else {}
         return to_conversational(row) if isinstance(old.get("prompt"), list) else row
 
 
@@ -336,7 +343,7 @@ def _is_editable(row: dict) -> bool:
 
 
 def instruction_form(path: str | Path, topics: Sequence[str] = ()) -> InstructionForm:
-    """A form to write and edit the instructions of `path`, saved to it at once: whenever a field is left with prompt
-    and completion both written. `topics` are suggested. What is edited here becomes `source` "human". Raises BadData
-    if the file has bad rows, because saving would lose them."""
+    """A form to write, edit and rate the instructions of `path`, saved to it at once: whenever a field is left with prompt
+    and completion both written. `topics` are suggested. What is edited here becomes `source` "human"; a `rating` is a
+    number from 1 to 5 (RATINGS) or not there. Raises BadData if the file has bad rows, because saving would lose them."""
     return InstructionForm(path, topics)

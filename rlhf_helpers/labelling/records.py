@@ -50,6 +50,12 @@ class Comparison:
         return as_messages(self.prompt, "user")
 
     @cached_property
+    def longer(self) -> str | None:
+        """The id of the longest answer, None if all have the same length."""
+        longest = max(self.responses, key=lambda response: len(response.text))
+        return longest.id if len({len(response.text) for response in self.responses}) > 1 else None
+
+    @cached_property
     def id(self) -> str:
         said = [[message["role"], message["content"]] for message in self.messages]
         return _hash(json.dumps(said), *sorted(response.id for response in self.responses))

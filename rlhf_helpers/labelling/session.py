@@ -210,7 +210,8 @@ class LabellingSession:
     def _fix_sides(self) -> dict[str, str]:
         known = self.store.sides(self.annotator)
         new = [pair for pair in self._all.values() if pair.id not in known and len(pair.responses) == 2]
-        first_left = [bool(_number(self.seed, self.annotator, "sides", place // 2) % 2) ^ bool(place % 2)
+        single = new[0].id if len(new) == 1 else ""         # of a chat, whose next sides the last ones must not give away
+        first_left = [bool(_number(self.seed, self.annotator, "sides", single or place // 2) % 2) ^ bool(place % 2)
                       for place in range(len(new))]
         self.store.add_sides(self.annotator, {pair.id: pair.responses[0 if first else 1].id
                                               for pair, first in zip(new, first_left, strict=True)})

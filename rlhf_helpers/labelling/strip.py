@@ -57,9 +57,8 @@ def _left(preferences: list[Event]) -> Figure | None:
 
 
 def _longer(preferences: list[Event], comparisons: dict[str, Comparison]) -> Figure | None:
-    lengths = [({answer.id: len(answer.text) for answer in comparisons[act.comparison_id].responses}, act.preferred)
-               for act in preferences]
-    longer = [of[preferred] == max(of.values()) for of, preferred in lengths if len(set(of.values())) > 1]
+    known = [(act.preferred, comparisons[act.comparison_id].longer) for act in preferences]
+    longer = [preferred == longest for preferred, longest in known if longest]
     hint = ("You nearly always chose the longer answer. It may well have been better; ask what you would say if both "
             "had the same length.") if len(longer) >= 20 and sum(longer) > 0.8 * len(longer) else ""
     return Figure("chose longer", f"{sum(longer)} of {len(longer)}", hint) if longer else None
