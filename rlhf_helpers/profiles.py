@@ -23,7 +23,7 @@ class ReinforcementLearning:
     steps: int
     batch_size: int
     generations: int
-    learning_rate: float
+    learning_rate: float  # falls linearly to 0, so that the last steps average out the noise of the earlier ones
     beta: float  # weight of the KL penalty
 
 
@@ -60,14 +60,14 @@ class Profile:
     name: str
     base_model: str
     instructions: int = 2000  # rows the teacher writes before filters
-    sft: Training = Training(learning_rate=7e-4, batch_size=32, epochs=1.5)
+    sft: Training = Training(learning_rate=3e-4, batch_size=32, epochs=2.0)
     comparison_prompts: int = 700
     responses: int = 3  # sampled for each prompt; every two of them make a pair
     reward_model: Training = Training(learning_rate=1e-4, batch_size=16)
-    rloo: ReinforcementLearning = ReinforcementLearning(steps=16, batch_size=32, generations=4, learning_rate=6e-4, beta=0.05)
-    grpo: ReinforcementLearning = ReinforcementLearning(steps=20, batch_size=64, generations=8, learning_rate=8e-4, beta=0.05)
-    dpo: Training = Training(learning_rate=6e-4, batch_size=32, steps=45)
-    dpo_beta: float = 0.03
+    rloo: ReinforcementLearning = ReinforcementLearning(steps=12, batch_size=32, generations=4, learning_rate=8e-4, beta=0.05)
+    grpo: ReinforcementLearning = ReinforcementLearning(steps=20, batch_size=64, generations=8, learning_rate=1e-3, beta=0.05)
+    dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=45)
+    dpo_beta: float = 0.05
     best_of: int = 4
     evaluation_prompts: int = 300
     bias_pairs: int = 320
