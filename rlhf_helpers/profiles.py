@@ -60,7 +60,7 @@ class Profile:
     name: str
     base_model: str
     instructions: int = 2000  # rows the teacher writes before filters
-    sft: Training = Training(learning_rate=3e-4, batch_size=32, epochs=2.0)
+    sft: Training = Training(learning_rate=3e-4, batch_size=16, epochs=2.0)
     comparison_prompts: int = 700
     responses: int = 3  # sampled for each prompt; every two of them make a pair
     reward_model: Training = Training(learning_rate=1e-4, batch_size=16)
