@@ -289,9 +289,13 @@ class Watch:
 
 
 def memory_now(process):
-    """Return the bytes of memory that a process has, 0 if it has ended."""
+    """Return the bytes of memory that a process has, 0 if it has ended.
+
+    Also 0 if it is less than a second old: until it runs its own program a new process shows its parent's memory as its own,
+    which would count twice.
+    """
     try:
-        return process.memory_info().rss
+        return process.memory_info().rss if time.time() - process.create_time() > 1 else 0
     except psutil.Error:
         return 0
 
