@@ -291,11 +291,11 @@ class Watch:
 def memory_now(process):
     """Return the bytes of memory that a process has, 0 if it has ended.
 
-    Also 0 if it is less than a second old: until it runs its own program a new process shows its parent's memory as its own,
-    which would count twice.
+    On Linux memory that it shares counts in parts (proportional set size): a child shows all memory of its parent as its own until it
+    runs its own program, and the sum over both would count it twice.
     """
     try:
-        return process.memory_info().rss if time.time() - process.create_time() > 1 else 0
+        return process.memory_full_info().pss if sys.platform == "linux" else process.memory_info().rss
     except psutil.Error:
         return 0
 

@@ -204,3 +204,15 @@ def test_refresh_never_writes_a_notebook_that_failed_or_wrote_to_stderr(folder, 
     assert said in message and "run.py refresh 00" in message
     assert path.read_bytes() == before
     assert [*(folder / "notebooks").iterdir()] == [path]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory is counted in parts on Linux only")
+def test_what_a_child_shares_with_its_parent_counts_once():
+    code = "import os, sys; held = bytearray(os.urandom(1)) * 200_000_000; os.fork(); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        for _ in range(2):
+            parent.stdout.readline()
+        both = [psutil.Process(parent.pid), *psutil.Process(parent.pid).children()]
+        sizes = [series.memory_now(process) for process in both]
+        parent.stdin.close()
+    assert len(both) == 2 and 200e6 < sum(sizes) < 250e6
