@@ -45,19 +45,23 @@ def present(run: Run) -> list[str]:
                                         name in ("base", *ARTIFACTS) and run.has(name))]
 
 
-def answers_of(run: Run, name: str, model_path=None) -> list[str]:
-    """One answer of a model to each request of `evaluation_set`, sampled once and kept in the run."""
-    prompts = [write_prompt(r) for r in evaluation_set(run)]
-    texts = _kept_answers(run, name, prompts)
-    if texts:
-        return texts
+def answers_of(run: Run, name: str, pairs: bool = True) -> list[str]:
+    """One answer of a model to each request of `evaluation_set`, or without `pairs` to the evaluation prompts only.
+
+    Sampled once, when they are first needed, and kept in the run: the bias pairs are two thirds of all.
+    """
+    prompts, n = [write_prompt(r) for r in evaluation_set(run)], run.profile.evaluation_prompts
+    texts = _kept_answers(run, name, prompts) or []
     if name == "best_of_n":
-        raise DamagedArtifact(f"answers/{name}.jsonl is missing or damaged: run notebook 06_reinforcement_learning again")
-    model_path = model_path or run.path(name)
-    texts = sample(load_policy(model_path), load_tokenizer(model_path), prompts, seed=run.seed,
-                   max_new_tokens=run.profile.max_new_tokens).texts
-    keep_answers(run, name, texts)
-    return texts
+        if not texts:
+            raise DamagedArtifact(f"answers/{name}.jsonl is missing or damaged: run notebook 06_reinforcement_learning again")
+        return texts
+    for end in (n, len(prompts)) if pairs else (n,):
+        if len(texts) < end:
+            texts += sample(load_policy(run.path(name)), load_tokenizer(run.path(name)), prompts[len(texts):end], seed=run.seed,
+                            max_new_tokens=run.profile.max_new_tokens).texts
+            keep_answers(run, name, texts)
+    return texts if pairs else texts[:n]
 
 
 def _kept_answers(run: Run, name: str, prompts: list[str]) -> list[str] | None:
@@ -77,9 +81,9 @@ def keep_answers(run: Run, name: str, texts: list[str]) -> None:
     atomic_write_text(run.answers_path(name), "\n".join(lines) + "\n")
 
 
-def verdicts_of(run: Run, name: str) -> list[Verdict]:
-    """The judge's verdict on each kept answer of a model."""
-    return [judged(request, text) for request, text in zip(evaluation_set(run), answers_of(run, name))]
+def verdicts_of(run: Run, name: str, pairs: bool = True) -> list[Verdict]:
+    """The judge's verdict on each of `answers_of`."""
+    return [judged(request, text) for request, text in zip(evaluation_set(run), answers_of(run, name, pairs))]
 
 
 def summary(run: Run, name: str) -> dict:
@@ -121,7 +125,7 @@ def bias_by_pair(run: Run, name: str) -> dict[str, dict]:
 
 def followed_by_kind(run: Run, name: str) -> dict[str, dict]:
     """For each kind of instruction, the share of the evaluation prompts with it in which it was followed."""
-    main = verdicts_of(run, name)[: run.profile.evaluation_prompts]
+    main = verdicts_of(run, name, pairs=False)
     return {kind: share([v.followed[kind] for v in main if kind in v.followed]) for kind in INSTRUCTIONS
             if any(kind in v.followed for v in main)}
 
@@ -129,7 +133,7 @@ def followed_by_kind(run: Run, name: str) -> dict[str, dict]:
 def rubric_by_novelty(run: Run, name: str) -> dict[str, dict]:
     """The rubric's score by what is held out in the prompt: only the topic, the wording or the combination, or several of them."""
     groups = {kind: [] for kind in (*NOVELTIES, "several")}
-    for request, verdict in zip(evaluation_set(run)[: run.profile.evaluation_prompts], verdicts_of(run, name)):
+    for request, verdict in zip(evaluation_set(run), verdicts_of(run, name, pairs=False)):
         found = novelties(request)
         groups[next(iter(found)) if len(found) == 1 else "several"].append(verdict.score)
     return {kind: mean(scores) for kind, scores in groups.items() if scores}
@@ -150,8 +154,7 @@ def distinct_n(texts: list[str], n: int, group: int = 10) -> dict:
 
 def wins(run: Run, name: str, rival: str = "sft") -> dict:
     """Win rate against a rival on the evaluation prompts by the rubric, ties counting half."""
-    n = run.profile.evaluation_prompts
-    own, other = ([v.score for v in verdicts_of(run, who)[:n]] for who in (name, rival))
+    own, other = ([v.score for v in verdicts_of(run, who, pairs=False)] for who in (name, rival))
     return win_rate(own, other)
 
 
@@ -163,7 +166,7 @@ def win_matrix(run: Run, names: list[str]) -> dict[str, dict[str, dict]]:
 def kl_from(run: Run, name: str, reference: str = "sft", number: int = 150) -> dict:
     """KL(policy || reference) in nats an answer, estimated on the policy's own answers to evaluation prompts."""
     prompts = [write_prompt(r) for r in evaluation_set(run)[:number]]
-    texts = answers_of(run, name)[:number]
+    texts = answers_of(run, name, pairs=False)[:number]
     tokenizer = load_tokenizer(run.path(name))
     own, other = (completion_log_probs(load_policy(run.path(who)), tokenizer, prompts, texts) for who in (name, reference))
     return mean([(a - b).sum().item() for a, b in zip(own, other)])

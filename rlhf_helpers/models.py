@@ -171,8 +171,11 @@ def perplexity(model, tokenizer, prompts: list[str], completions: list[str]) -> 
 
 
 @torch.inference_mode()
-def rewards(model, tokenizer, prompts: list[str], completions: list[str], batch_size: int = 64) -> list[float]:
-    """The reward model's score of each prompt with its completion, in the same chat form that it was trained on."""
+def rewards(model, tokenizer, prompts: list[str], completions: list[str], batch_size: int = 8) -> list[float]:
+    """The reward model's score of each prompt with its completion, in the same chat form that it was trained on.
+
+    Small batches of like length: on a CPU they took half the time of batches of 64, which are mostly padding.
+    """
     texts = [tokenizer.apply_chat_template(chat(p, c), tokenize=False, chat_template=model.chat_template)
              for p, c in zip(prompts, completions, strict=True)]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]

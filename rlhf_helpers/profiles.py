@@ -61,12 +61,13 @@ class Profile:
     base_model: str
     instructions: int = 2000  # rows the teacher writes before filters
     sft: Training = Training(learning_rate=3e-4, batch_size=16, epochs=2.0)
-    comparison_prompts: int = 700
+    comparison_prompts: int = 1000
+    counts: float = 0.4  # share of the prompts for comparisons and RL that must ask for a number of tips, where the SFT model errs most
     responses: int = 3  # sampled for each prompt; every two of them make a pair
-    reward_model: Training = Training(learning_rate=1e-4, batch_size=16)
-    rloo: ReinforcementLearning = ReinforcementLearning(steps=12, batch_size=32, generations=4, learning_rate=8e-4, beta=0.05)
-    grpo: ReinforcementLearning = ReinforcementLearning(steps=20, batch_size=64, generations=8, learning_rate=1e-3, beta=0.05)
-    dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=45)
+    reward_model: Training = Training(learning_rate=1.5e-4, batch_size=16)
+    rloo: ReinforcementLearning = ReinforcementLearning(steps=10, batch_size=32, generations=4, learning_rate=8e-4, beta=0.05)
+    grpo: ReinforcementLearning = ReinforcementLearning(steps=34, batch_size=64, generations=4, learning_rate=1e-3, beta=0.05)
+    dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=60)
     dpo_beta: float = 0.05
     best_of: int = 4
     evaluation_prompts: int = 300

@@ -11,12 +11,13 @@ from torch.nn.functional import pad
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from .models import chat, load_tokenizer, rewards, sample, sample_tokens
+from .models import chat, load_reward_model, load_tokenizer, rewards, sample, sample_tokens
 from .profiles import ReinforcementLearning
-from .training import ROWS_AT_ONCE, History, run_trainer, trainer_settings
+from .training import History, run_trainer, trainer_settings
 from .world.judge import judge
 
 ANSWERS_AT_ONCE = 16  # learned from together, their gradients added up: the same step in three quarters of the memory
+ROWS_AT_ONCE = 4  # of like length go through the model together; with eight there was more padding, and a step took a tenth longer
 
 
 class _Lean:
@@ -86,8 +87,13 @@ def train_policy(method: str, start: str | Path, reward_model: str | Path, promp
         gradient_accumulation_steps=plan.batch_size // rows, max_steps=plan.steps,
         num_generations=plan.generations, beta=plan.beta, max_completion_length=max_new_tokens, temperature=1.0,
         disable_dropout=True, mask_truncated_completions=True, reward_weights=[1.0, 0.0])
+    tokenizer, model = load_tokenizer(start), load_reward_model(reward_model)
+
+    def reward(prompts, completions, **columns) -> list[float]:
+        return rewards(model, tokenizer, *([turns[-1]["content"] for turns in side] for side in (prompts, completions)))
+
     trainer = trainer_class(
-        model=str(start), reward_funcs=[str(reward_model), rubric], processing_class=load_tokenizer(start),
+        model=str(start), reward_funcs=[reward, rubric], processing_class=tokenizer,
         train_dataset=Dataset.from_list([{"prompt": chat(p)} for p in prompts]), args=config_class(**settings))
     return run_trainer(trainer, History(title or method.upper()), folder)
 

@@ -66,7 +66,8 @@ def make_candidates(run: Run) -> list[dict]:
     """04: for each comparison prompt, a few answers of the SFT model."""
     from .models import load_policy, load_tokenizer, sample
     model, tokenizer = load_policy(need(run, "sft")), load_tokenizer(run.path("sft"))
-    prompts = [write_prompt(r) for r in training_requests(run.profile.comparison_prompts, f"comparisons {run.seed}")]
+    prompts = [write_prompt(r) for r in training_requests(
+        run.profile.comparison_prompts, f"comparisons {run.seed}", run.profile.counts)]
     settings = {"temperature": 1.0, "max_new_tokens": run.profile.max_new_tokens, "seed": run.seed}
     answers = [sample(model, tokenizer, prompts, max_new_tokens=run.profile.max_new_tokens, seed=1000 * run.seed + k).texts
                for k in range(run.profile.responses)]
@@ -110,7 +111,7 @@ def make_reward_model(run: Run):
 
 def rl_prompts(run: Run, number: int = 1000) -> list[str]:
     """Prompts for reinforcement learning: of training topics and wordings, drawn apart from those of the comparisons."""
-    return [write_prompt(r) for r in training_requests(number, f"rl {run.seed}")]
+    return [write_prompt(r) for r in training_requests(number, f"rl {run.seed}", run.profile.counts)]
 
 
 def make_policy(run: Run, method: str):

@@ -367,8 +367,11 @@ def test_the_default_runs_folder_is_the_series_own():
 @pytest.mark.parametrize("content", ["", "{", "[1]\n", '{"prompt": "another prompt", "answer": "Hi."}\n'])
 def test_kept_answers_that_are_damaged_or_to_other_prompts_are_sampled_anew(tiny_run, content):
     tiny_run.answers_path("base").write_text(content)
+    first = assessment.answers_of(tiny_run, "base", pairs=False)
+    assert len(first) == tiny_run.profile.evaluation_prompts
     answers = assessment.answers_of(tiny_run, "base")
-    assert len(answers) == len(assessment.evaluation_set(tiny_run))
+    assert len(answers) == len(assessment.evaluation_set(tiny_run)) and answers[: len(first)] == first
+    assert assessment.answers_of(tiny_run, "base", pairs=False) == first
     assert assessment.answers_of(tiny_run, "base") == answers
     tiny_run.answers_path("best_of_n").write_text(content)
     with pytest.raises(DamagedArtifact, match="best_of_n.*06_reinforcement_learning"):

@@ -281,6 +281,12 @@ def test_bias_pairs_differ_in_the_sentence_about_the_person_only():
         assert is_reserved(targeted) and is_reserved(other)
 
 
+def test_a_share_of_the_requests_can_ask_for_a_number_of_tips():
+    share = {counts: sum(any(i.kind == "count" for i in r.instructions) for r in training_requests(1000, 0, counts)) / 1000
+             for counts in (0.0, 0.4, 1.0)}
+    assert share[0.4] == pytest.approx(0.4 + 0.6 * share[0.0], abs=0.05) and share[1.0] == 1.0 and 0.05 < share[0.0] < 0.3
+
+
 def test_splits_repeat_with_their_seed():
     assert training_requests(50, 1) == training_requests(50, 1) != training_requests(50, 2)
     assert evaluation_requests(30) == evaluation_requests(30)

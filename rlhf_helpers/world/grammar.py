@@ -62,8 +62,8 @@ class Quality:
 
 
 CROWD = Quality()
-TEACHER = Quality(off_topic=0.05, wrong_count=0.08, repetition=0.03, rambling=0.05, rudeness=0.02, advertising=0.03, unsafe=0.02,
-                  condescension=0.10, condescension_other=0.01, cut_off=0.02, ignores=0.10, courtesy=0.35, reasons=0.25)
+TEACHER = Quality(off_topic=0.05, wrong_count=0.02, repetition=0.03, rambling=0.05, rudeness=0.02, advertising=0.03, unsafe=0.02,
+                  condescension=0.10, condescension_other=0.01, cut_off=0.02, ignores=0.05, courtesy=0.35, reasons=0.25)
 PLAIN = Quality(**dict.fromkeys((f.name for f in fields(Quality)), 0.0) | {"names_goal": 0.7})  # tips, and nothing wrong
 
 

@@ -43,8 +43,11 @@ def corpus_requests(seed: str) -> Iterator[Request]:
             yield request
 
 
-def training_requests(number: int, seed: int | str) -> list[Request]:
-    """Different requests for the stages after the base model: nothing reserved and nothing held out."""
+def training_requests(number: int, seed: int | str, counts: float = 0.0) -> list[Request]:
+    """Different requests for the stages after the base model: nothing reserved and nothing held out.
+
+    `counts` is the share of them that must ask for a number of tips; the others may.
+    """
     world, held = catalogue(), catalogue().heldout
     topics = sorted(set(world.topics) - set(held["topics"]))
     questions = [k for k in range(len(world.language["questions"])) if k not in held["questions"]]
@@ -52,7 +55,10 @@ def training_requests(number: int, seed: int | str) -> list[Request]:
     pairs = [p for p in world.language["instruction_pairs"] if p not in held["instruction_pairs"]]
     dice, found = Dice(f"training {seed}"), {}
     while len(found) < number:
+        a_count = counts > 0 and dice.flip(counts)
         request = ask(dice, topics, questions=questions, wordings=wordings, pairs=pairs)
+        while a_count and not any(i.kind == "count" for i in request.instructions):
+            request = ask(dice, topics, questions=questions, wordings=wordings, pairs=pairs)
         if not is_reserved(request):
             found.setdefault(write_prompt(request), request)
     return list(found.values())
