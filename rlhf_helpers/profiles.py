@@ -46,6 +46,7 @@ class ProximalPolicyOptimisation:
     clip: float = 0.2  # of the probability ratio
     value_clip: float = 0.2  # in units of the reward
     value_weight: float = 0.1
+    whiten: bool = True  # give the advantages of a step mean 0 and variance 1
     stop_kl: float | None = 0.1  # nats a token between the policy of the rollout and the present one; beyond it the step's epochs end
     unfinished_score: float | None = -1.0  # in place of the reward of an answer that was cut off; None keeps the reward
     max_gradient: float = 1.0  # norm
@@ -66,6 +67,7 @@ class Profile:
     reward_model: Training = Training(learning_rate=1e-4, batch_size=16)
     rloo: ReinforcementLearning = ReinforcementLearning(steps=12, batch_size=32, generations=4, learning_rate=8e-4, beta=0.05)
     grpo: ReinforcementLearning = ReinforcementLearning(steps=20, batch_size=64, generations=8, learning_rate=1e-3, beta=0.05)
+    ppo: ProximalPolicyOptimisation = ProximalPolicyOptimisation(steps=20, batch_size=32, learning_rate=5e-4, beta=0.05)
     dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=45)
     dpo_beta: float = 0.05
     best_of: int = 4
@@ -82,7 +84,8 @@ PROFILES = {p.name: p for p in (
     PRACTICE,
     replace(PRACTICE, name="quick", instructions=160, comparison_prompts=40, evaluation_prompts=24, bias_pairs=16, best_of=2,
             dpo=replace(PRACTICE.dpo, steps=4, batch_size=8),
-            rloo=replace(PRACTICE.rloo, steps=3, batch_size=16), grpo=replace(PRACTICE.grpo, steps=3, batch_size=16), bars=False),
+            rloo=replace(PRACTICE.rloo, steps=3, batch_size=16), grpo=replace(PRACTICE.grpo, steps=3, batch_size=16),
+            ppo=replace(PRACTICE.ppo, steps=3, batch_size=16), bars=False),
 )}
 
 

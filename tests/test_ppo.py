@@ -159,12 +159,15 @@ def test_log_probs_entropies_and_values_are_those_of_unpadded_passes(folder):
                 assert values[row, t].item() == pytest.approx(value_model(whole[:, :place + 1]).logits.item(), abs=1e-4)
 
 
-def prepared(ppo_trainer, seed=0):
+SCORES = torch.arange(8) % 3.0
+
+
+def prepared(ppo_trainer, seed=0, scores=SCORES):
     """A hand-made rollout with what the epochs need, and one order of its rows."""
     prompts, completions = hand_made(ppo_trainer.tokenizer)
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed))
     batch = ppo.make_batch(prompts, completions, ppo_trainer.tokenizer.pad_token_id, "cpu")
-    return *ppo_trainer.assess(batch, [float(k % 3) for k in range(len(prompts))], order), order
+    return *ppo_trainer.assess(batch, scores, order), order
 
 
 def gradients(ppo_trainer, batch, minibatch):
@@ -187,7 +190,7 @@ def test_a_token_after_the_end_never_counts(folder, tmp_path):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
     assert any(expected.abs().max() > 1e-3 for expected in wanted) and after.any()
     again = {name: garbage[name] for name in ("ids", "attention", "mask")}
-    assert one.assess(again, [float(k % 3) for k in range(8)], order)[1] == pytest.approx(row, abs=1e-5)
+    assert one.assess(again, SCORES, order)[1] == pytest.approx(row, abs=1e-5)
 
 
 def test_the_gradient_is_that_of_the_losses_written_out(tiny, tmp_path):
@@ -257,6 +260,16 @@ def test_beta_adapts_in_training(tiny, tmp_path):
     assert [row["beta"] for row in rows] == pytest.approx([0.05, 0.05 * 0.98, 0.05 * 0.98 ** 2])
 
 
+def test_advantages_are_whitened_or_left_alone(tiny, tmp_path):
+    """Without: a reward of 1 for each answer, no value function and no penalty give each token the advantage 1."""
+    plan = replace(PLAN, beta=0.0, trace=1.0, whiten=False)
+    batch, _, _ = prepared(trainer(tiny, tmp_path, plan), scores=torch.ones(8))
+    assert torch.equal(batch["advantages"], batch["mask"].float())
+    batch, _, _ = prepared(trainer(tiny, tmp_path, replace(plan, whiten=True)))
+    counted = batch["advantages"][batch["mask"].bool()]
+    assert counted.mean().item() == pytest.approx(0, abs=1e-6) and counted.std().item() == pytest.approx(1, abs=1e-3)
+
+
 def test_every_prompt_has_its_turn(tiny, tmp_path):
     one = trainer(tiny, tmp_path)
     number = len(PROMPTS)
@@ -279,13 +292,17 @@ def test_a_run_taken_up_again_is_the_run_without_a_break(tiny, tmp_path):
         trainer(tiny, tmp_path, replace(plan, beta=0.2)).train(History("test"), checkpoint=file)
 
 
-def test_it_stops_at_a_number_that_is_not_finite_and_keeps_the_batch(tiny, tmp_path):
-    one = trainer(tiny, tmp_path / "ppo", reward=lambda p, c: [math.nan] + [0.0] * (len(c) - 1))
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("unfinished_score", [None, -1.0])
+def test_it_stops_at_a_number_that_is_not_finite_and_keeps_the_batch(tiny, tmp_path, number, unfinished_score):
+    """Also where the answer was cut off (here all are), so that a fixed score takes the place of its reward."""
+    plan = replace(PLAN, unfinished_score=unfinished_score)
+    one = trainer(tiny, tmp_path / "ppo", plan, lambda p, c: [number] + [0.0] * (len(c) - 1), max_new_tokens=2)
     before = [p.clone() for p in one.actor.parameters()]
     with pytest.raises(ppo.TrainingStopped, match="scores not finite.*ppo_batch_0.pt"):
         one.train(History("test"))
     batch = torch.load(tmp_path / "ppo_batch_0.pt", weights_only=True)
-    assert batch["ids"].shape[0] == 8 and batch["returns"].isnan().any()
+    assert batch["ids"].shape[0] == 8 and not batch["returns"].isfinite().all()
     assert all(torch.equal(a, b) for a, b in zip(before, one.actor.parameters()))
     two = trainer(tiny, tmp_path / "ppo")
     batch, _, order = prepared(two)
@@ -336,7 +353,7 @@ def test_one_fixed_batch_gives_the_numbers_of_trl_1_12(tmp_path, tiny):
     one = ppo.PPO(policy, load_tokenizer(tiny), length_reward, PROMPTS, plan, tmp_path, reference=reference, value_model=value_model)
     order = torch.arange(6)
     batch, row = one.assess(ppo.make_batch(trl112_numbers.PROMPTS, trl112_numbers.COMPLETIONS, trl112_numbers.PAD, "cpu"),
-                            wanted["scores"], order)
+                            torch.tensor(wanted["scores"]), order)
     row |= one.update(batch, [order] * plan.epochs)
     logged = wanted["logged"]
     assert row["kl"] * trl112_numbers.WIDTH == pytest.approx(logged["objective/kl"], abs=1e-5)
