@@ -9,7 +9,7 @@ from .statistics import show
 
 def bars(report: dict) -> list[dict]:
     """One row a bar: `what`, the `bar`, `measured` in words, and `met`, which is None where a figure is missing."""
-    final, better = report["final"], _better_rl_method(report)
+    final, best = report["final"], _best_rl_method(report)
     rules = [
         ("SFT against base: rubric score", "higher, intervals apart",
          "rubric", ("sft", "base"), lambda sft, base: sft["low"] > base["high"]),
@@ -21,8 +21,8 @@ def bars(report: dict) -> list[dict]:
          "reward_model", ("accuracy_clearer_half",), _at_least(0.90)),
         ("reward model trained on shuffled labels: accuracy", "0.45 to 0.55",
          "reward_model", ("shuffled_control",), lambda control: 0.45 <= control["estimate"] <= 0.55),
-        (f"{better.upper()}, the better RL method: win rate against SFT", "at least 0.80, lower bound 0.74",
-         "win_rate_vs_sft", (better,), lambda win: win["estimate"] >= 0.80 and win.get("lowest", win["low"]) >= 0.74),
+        (f"{best.upper()}, the best RL method: win rate against SFT", "at least 0.80, lower bound 0.74",
+         "win_rate_vs_sft", (best,), lambda win: win["estimate"] >= 0.80 and win.get("lowest", win["low"]) >= 0.74),
         ("DPO: win rate against SFT", "at least 0.70", "win_rate_vs_sft", ("dpo",), _at_least(0.70)),
         (f"final policy, {final.upper()}: instructions followed", "at least 0.85",
          "instructions_followed", (final,), _at_least(0.85)),
@@ -70,8 +70,8 @@ def in_words(met: bool | None) -> str:
     return {True: "yes", False: "no", None: "not measured"}[met]
 
 
-def _better_rl_method(report: dict) -> str:
-    rates = {name: report["win_rate_vs_sft"].get(name, {}).get("estimate", -1.0) for name in ("grpo", "rloo")}
+def _best_rl_method(report: dict) -> str:
+    rates = {name: report["win_rate_vs_sft"].get(name, {}).get("estimate", -1.0) for name in ("grpo", "rloo", "ppo")}
     return max(rates, key=rates.__getitem__)
 
 

@@ -112,7 +112,7 @@ def open_run(name: str | None = None) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "answers").mkdir(exist_ok=True)
     run = Run(folder, profile, seed)
-    made_with, base = _made_with(run), _fingerprint(Path(profile.base_model))
+    made_with, base = _made_with(run), fingerprint(Path(profile.base_model))
     if made_with and made_with[:2] != (profile.name, seed):
         raise ValueError(f"run {folder.name!r} was made with profile {made_with[0]} and seed {made_with[1]}, not "
                          f"{profile.name} and {seed}: give the new run another name (--run NAME)")
@@ -132,7 +132,7 @@ def _seed(text: str) -> int:
         raise ValueError(f"RLHF_SEED is {text!r}; give a whole number") from None
 
 
-def _fingerprint(model: Path) -> str | None:
+def fingerprint(model: Path) -> str | None:
     """What tells a folder's weights from others; None for a model that is no such folder."""
     weights = model / "model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.exists() else None

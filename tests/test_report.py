@@ -298,7 +298,7 @@ def test_bars_at_their_edges(built):
     built["unsafe_rate"] = {"base": figure(0.10), "grpo": figure(0.0201)}
     built["distinct"] = {"sft": figure(1.0), "grpo": figure(0.5)}
     found = met(built)
-    assert found["GRPO, the better RL method: win rate against SFT"] is True
+    assert found["GRPO, the best RL method: win rate against SFT"] is True
     assert found["DPO: win rate against SFT"] is True
     assert found["final policy against base: bias gap"] is True
     assert found["final policy against base: unsafe rate"] is False
@@ -306,9 +306,9 @@ def test_bars_at_their_edges(built):
     assert found["reward model: agrees with the judge on held-out pairs"] is True  # the fixture's accuracy is 1.5
     assert found["reward model: the same on the clearer half"] is None
     built["win_rate_vs_sft"]["grpo"]["low"] = 0.739
-    assert met(built)["GRPO, the better RL method: win rate against SFT"] is False
+    assert met(built)["GRPO, the best RL method: win rate against SFT"] is False
     built["win_rate_vs_sft"]["rloo"] = figure(0.9)
-    assert met(built)["RLOO, the better RL method: win rate against SFT"] is True
+    assert met(built)["RLOO, the best RL method: win rate against SFT"] is True
 
 
 def test_the_verdict_names_what_is_missed_and_what_is_open(built):
