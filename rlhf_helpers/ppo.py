@@ -4,7 +4,6 @@ TRL had it until version 1.12. One step: answer prompts (rollout), score the ans
 then improve policy and value function on these answers for a few epochs, never far from the policy that wrote them (clipping).
 
 From Python: `train_ppo(sft_folder, reward_model_folder, prompts, folder, plan)`; on several processes: `accelerate launch script.py`.
-
 The implementation details that Huang, Liu and von Werra (2023) and Huang et al. (2024, arXiv:2403.17031) list are in a table of
 notebook 07, each done or left out with the reason.
 """
@@ -114,12 +113,16 @@ def _inputs(batch: dict) -> dict:
 
 
 def look(policy, batch: dict, temperature: float, hidden: bool = False):
-    """log p and entropy (nats), (rows, width), of the completion's tokens, and the last hidden states if wanted."""
+    """log p and entropy (nats), (rows, width), of the completion's tokens, and the last hidden states if wanted.
+
+    While gradients are recorded the entropy is left out: it is logged, not learned from.
+    """
     width = batch["mask"].shape[1]
     found = policy(**_inputs(batch), logits_to_keep=width + 1, output_hidden_states=hidden)
     log_p = torch.log_softmax(found.logits[:, :-1].float() / temperature, -1)
     chosen = log_p.gather(2, batch["ids"][:, -width:, None]).squeeze(2)
-    return chosen, -(log_p.exp() * log_p).sum(2), found.hidden_states[-1] if hidden else None
+    entropy = None if torch.is_grad_enabled() else -(log_p.exp() * log_p).sum(2)
+    return chosen, entropy, found.hidden_states[-1] if hidden else None
 
 
 def make_batch(prompt_ids: list[list[int]], completions: list[list[int]], pad: int, device) -> dict[str, torch.Tensor]:

@@ -422,6 +422,8 @@ def test_two_processes_do_what_one_does(tiny, tmp_path):
     for half in halves:
         assert half["processes"] == 2 and half["row"] == pytest.approx(row, rel=1e-4, abs=1e-6)
         assert half["log"] == halves[0]["log"] and len(half["log"]) == 2
+        assert half["lora"] == halves[0]["lora"] and half["lora"][0]["kl"] == half["lora"][0]["ratio_error"] == 0.0
         for name, weight in wanted.items():
             torch.testing.assert_close(half["weights"][name], weight, atol=2e-5, rtol=1e-3)
+    assert load_policy(tmp_path / "lora").num_parameters() == load_policy(tiny).num_parameters(), "saved once, adapter merged"
     assert halves[0]["sampled"] != halves[1]["sampled"], "each process has prompts and draws of its own"

@@ -14,7 +14,7 @@ import pytest
 from rlhf_helpers import assessment, runs, stages
 from rlhf_helpers.formats import BadData
 from rlhf_helpers.profiles import PROFILES, get_profile
-from rlhf_helpers.runs import ARTIFACTS, DamagedArtifact, Run, UnknownStage, open_run
+from rlhf_helpers.runs import ARTIFACTS, DamagedArtifact, UnknownStage, open_run
 
 
 @pytest.fixture
@@ -326,14 +326,6 @@ def test_asking_for_the_last_stages_makes_all_before_them(tiny_run, tiny_chat_ru
     training, held_out = stages.preferences(run)
     assert training and held_out and not {r["prompt"] for r in training} & {r["prompt"] for r in held_out}
     assert not [p.name for p in run.folder.iterdir() if ".part" in p.name or ".tmp" in p.name]
-
-
-@pytest.fixture
-def tiny_chat_run(tiny_run):
-    profile = replace(tiny_run.profile, instructions=60, comparison_prompts=60, max_new_tokens=24,
-                      grpo=replace(tiny_run.profile.grpo, steps=2, batch_size=8, generations=4),
-                      ppo=replace(tiny_run.profile.ppo, steps=2, batch_size=8))
-    return Run(tiny_run.folder, profile, tiny_run.seed)
 
 
 # --- a light start ------------------------------------------------------------------------------------------------------------
