@@ -29,7 +29,7 @@ from rlhf_helpers.world.splits import evaluation_requests
 
 FILE = Path(__file__).with_suffix(".json")
 METHODS = ("ppo", "grpo", "rloo")
-PROMPTS = 150  # held out, the same for all; another sampled answer for each seed
+PROMPTS = 120  # held out, the same for all; another sampled answer for each seed
 
 
 def setting(run: Run) -> dict:

@@ -42,7 +42,7 @@ class ProximalPolicyOptimisation:
     epochs: int = 4
     minibatches: int = 1
     discount: float = 1.0  # gamma
-    trace: float = 0.95  # lambda of the generalised advantage estimate
+    trace: float = 0.95  # lambda of the generalised advantage estimate; 1 where the value function is young and answers are short
     clip: float = 0.2  # of the probability ratio
     value_clip: float = 0.2  # in units of the reward
     value_weight: float = 0.1
@@ -67,7 +67,8 @@ class Profile:
     reward_model: Training = Training(learning_rate=1e-4, batch_size=16)
     rloo: ReinforcementLearning = ReinforcementLearning(steps=12, batch_size=32, generations=4, learning_rate=8e-4, beta=0.05)
     grpo: ReinforcementLearning = ReinforcementLearning(steps=20, batch_size=64, generations=8, learning_rate=1e-3, beta=0.05)
-    ppo: ProximalPolicyOptimisation = ProximalPolicyOptimisation(steps=20, batch_size=32, learning_rate=5e-4, beta=0.05)
+    ppo: ProximalPolicyOptimisation = ProximalPolicyOptimisation(
+        steps=12, batch_size=48, learning_rate=1e-3, beta=0.03, epochs=2, trace=1.0)
     dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=45)
     dpo_beta: float = 0.05
     best_of: int = 4
