@@ -21,7 +21,7 @@ from tiny import threads
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_helpers import ppo
-from rlhf_helpers.models import load_policy, load_reward_model, load_tokenizer, prompt_tokens
+from rlhf_helpers.models import DEVICE, load_policy, load_reward_model, load_tokenizer, prompt_tokens
 from rlhf_helpers.profiles import ProximalPolicyOptimisation
 from rlhf_helpers.training import History
 
@@ -138,7 +138,7 @@ def test_log_probs_entropies_and_values_are_those_of_unpadded_passes(folder):
     tokenizer = load_tokenizer(folder)
     prompts, completions = hand_made(tokenizer)
     policy, value_model = load_policy(folder), load_reward_model(folder)
-    batch = ppo.make_batch(prompts, completions, tokenizer.pad_token_id, "cpu")
+    batch = ppo.make_batch(prompts, completions, tokenizer.pad_token_id, DEVICE)
     actor = ppo.ActorCritic(policy, value_model).eval()
     head = ppo.ActorCritic(policy).eval()
     torch.nn.init.normal_(head.value_head.weight)
@@ -147,7 +147,7 @@ def test_log_probs_entropies_and_values_are_those_of_unpadded_passes(folder):
         by_head = head(batch, 0.7)[2]
         for row, (prompt, completion) in enumerate(zip(prompts, completions)):
             assert batch["mask"][row].sum() == len(completion)
-            whole = torch.tensor([prompt + completion])
+            whole = torch.tensor([prompt + completion], device=DEVICE)
             found = policy(whole, output_hidden_states=True)
             for t, token in enumerate(completion):
                 place = len(prompt) + t - 1
@@ -166,7 +166,7 @@ def prepared(ppo_trainer, seed=0, scores=SCORES):
     """A hand-made rollout with what the epochs need, and one order of its rows."""
     prompts, completions = hand_made(ppo_trainer.tokenizer)
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed))
-    batch = ppo.make_batch(prompts, completions, ppo_trainer.tokenizer.pad_token_id, "cpu")
+    batch = ppo.make_batch(prompts, completions, ppo_trainer.tokenizer.pad_token_id, DEVICE)
     return *ppo_trainer.assess(batch, scores, order), order
 
 
@@ -206,7 +206,7 @@ def test_the_gradient_is_that_of_the_losses_written_out(tiny, tmp_path):
     prompts, completions = hand_made(one.tokenizer)
     total, tokens, clipped = 0.0, 0, 0
     for row in minibatch.tolist():
-        hidden = one.policy(torch.tensor([prompts[row] + completions[row]]), output_hidden_states=True)
+        hidden = one.policy(torch.tensor([prompts[row] + completions[row]], device=DEVICE), output_hidden_states=True)
         for t, token in enumerate(completions[row]):
             place = len(prompts[row]) + t - 1
             ratio = (torch.log_softmax(hidden.logits[0, place], -1)[token] - batch["log_probs"][row, t]).exp()
@@ -327,7 +327,7 @@ def test_a_run_from_folders_to_a_folder(tiny, tiny_reward_model, tmp_path, separ
     kept = {}
 
     def keep(row, policy):
-        ids = torch.tensor([prompt_tokens(load_tokenizer(tiny), PROMPTS[0])])
+        ids = torch.tensor([prompt_tokens(load_tokenizer(tiny), PROMPTS[0])], device=DEVICE)
         with torch.no_grad():
             kept["logits"] = policy(ids).logits
 
@@ -335,7 +335,7 @@ def test_a_run_from_folders_to_a_folder(tiny, tiny_reward_model, tmp_path, separ
                             value_model=tiny_reward_model if separate else None, lora=lora, callbacks=[keep])
     assert history.column("kl")[1][0] == 0.0 != history.column("kl")[1][1]
     assert {"reward", "entropy", "rewards/rubric/mean", "completions/mean_length", "value_loss"} <= history.rows[0].keys()
-    ids = torch.tensor([prompt_tokens(load_tokenizer(tmp_path / "ppo"), PROMPTS[0])])
+    ids = torch.tensor([prompt_tokens(load_tokenizer(tmp_path / "ppo"), PROMPTS[0])], device=DEVICE)
     with torch.no_grad():
         saved, start = (load_policy(f)(ids).logits for f in (tmp_path / "ppo", tiny))
     torch.testing.assert_close(saved, kept["logits"], atol=1e-4, rtol=1e-4)
@@ -352,7 +352,7 @@ def test_one_fixed_batch_gives_the_numbers_of_trl_1_12(tmp_path, tiny):
         trace=s["lam"], clip=s["cliprange"], value_clip=s["cliprange_value"], value_weight=s["vf_coef"], stop_kl=None, max_gradient=1e9)
     one = ppo.PPO(policy, load_tokenizer(tiny), length_reward, PROMPTS, plan, tmp_path, reference=reference, value_model=value_model)
     order = torch.arange(6)
-    batch, row = one.assess(ppo.make_batch(trl112_numbers.PROMPTS, trl112_numbers.COMPLETIONS, trl112_numbers.PAD, "cpu"),
+    batch, row = one.assess(ppo.make_batch(trl112_numbers.PROMPTS, trl112_numbers.COMPLETIONS, trl112_numbers.PAD, DEVICE),
                             torch.tensor(wanted["scores"]), order)
     row |= one.update(batch, [order] * plan.epochs)
     logged = wanted["logged"]
@@ -360,8 +360,8 @@ def test_one_fixed_batch_gives_the_numbers_of_trl_1_12(tmp_path, tiny):
     assert row["policy_loss"] == pytest.approx(logged["loss/policy_avg"], abs=1e-5)
     assert row["value_loss"] == pytest.approx(logged["loss/value_avg"], rel=1e-4)
     assert row["clip_fraction"] > 0.05 and logged["val/clipfrac_avg"] > 0.05, "the clips have to act to be tested"
-    np.testing.assert_allclose(policy.lm_head.weight[:, 0].detach(), wanted["policy_head_after"], atol=1e-5)
-    np.testing.assert_allclose(value_model.score.weight[0].detach(), wanted["value_head_after"], atol=1e-5)
+    np.testing.assert_allclose(policy.lm_head.weight[:, 0].detach().cpu(), wanted["policy_head_after"], atol=1e-5)
+    np.testing.assert_allclose(value_model.score.weight[0].detach().cpu(), wanted["value_head_after"], atol=1e-5)
     values, mask = trl112_numbers.ragged()
     np.testing.assert_allclose(ppo.whiten(values, mask), wanted["whitened"], atol=1e-5)
 
@@ -388,7 +388,7 @@ def test_the_one_token_bandit_reaches_its_optimum(tiny, tmp_path, beta):
 
     def log_p(of):
         with torch.no_grad():
-            return torch.log_softmax(of(ids).logits[0, -1].double(), -1)
+            return torch.log_softmax(of(ids.to(of.device)).logits[0, -1].double(), -1).cpu()
 
     reference = log_p(model())
     best = beta * torch.logsumexp(reference + r / beta, 0).item()
