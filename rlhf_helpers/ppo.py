@@ -4,19 +4,8 @@ TRL had it until version 1.12. One step: answer prompts (rollout), score the ans
 then improve policy and value function on these answers for a few epochs, never far from the policy that wrote them (clipping).
 
 From Python: `train_ppo(sft_folder, reward_model_folder, prompts, folder, plan)`; on several processes: `accelerate launch script.py`.
-
-The details that "The N Implementation Details of RLHF with PPO" (Huang, Liu and von Werra, 2023) and "The N+ Implementation Details of
-RLHF with PPO" (Huang et al., 2024, arXiv:2403.17031) list. Done: end token apart from padding and never masked (masks come from
-lengths, not from token numbers); left-padded prompts with explicit positions; dropout off; a random stream for each process; logits
-divided by the sampling temperature everywhere; value head starting at zero, or a separate value model starting as the reward model;
-score at the end token only; fixed score for answers without one; discount 1; KL penalty for each token; adaptive KL; whitened
-advantages (over the batch of all processes); clipped value loss of weight 0.1; minibatches and epochs; Adam with epsilon 1e-5 and a
-rate that falls to 0; prompts shuffled anew for each pass. Left out, with the reason:
-* whitened rewards: dividing them by their spread changes what beta means from step to step (off in the 2024 code too);
-* reward normalisation: the reward model is trained to be centred, and the value function learns whatever constant is left;
-* answers of a fixed length: sampling stops at the end token, which gives the same distribution in less time;
-* TensorFlow's Adam: it puts epsilon before the bias correction, which is a matter of the first few steps only;
-* prompts and answers cut at a full stop or paragraph: their data needed it; our chats end with an end token.
+The implementation details that Huang, Liu and von Werra (2023) and Huang et al. (2024, arXiv:2403.17031) list are in a table of
+notebook 07, each done or left out with the reason.
 """
 
 import math
@@ -124,12 +113,16 @@ def _inputs(batch: dict) -> dict:
 
 
 def look(policy, batch: dict, temperature: float, hidden: bool = False):
-    """log p and entropy (nats), (rows, width), of the completion's tokens, and the last hidden states if wanted."""
+    """log p and entropy (nats), (rows, width), of the completion's tokens, and the last hidden states if wanted.
+
+    While gradients are recorded the entropy is left out: it is logged, not learned from.
+    """
     width = batch["mask"].shape[1]
     found = policy(**_inputs(batch), logits_to_keep=width + 1, output_hidden_states=hidden)
     log_p = torch.log_softmax(found.logits[:, :-1].float() / temperature, -1)
     chosen = log_p.gather(2, batch["ids"][:, -width:, None]).squeeze(2)
-    return chosen, -(log_p.exp() * log_p).sum(2), found.hidden_states[-1] if hidden else None
+    entropy = None if torch.is_grad_enabled() else -(log_p.exp() * log_p).sum(2)
+    return chosen, entropy, found.hidden_states[-1] if hidden else None
 
 
 def make_batch(prompt_ids: list[list[int]], completions: list[list[int]], pad: int, device) -> dict[str, torch.Tensor]:
@@ -213,12 +206,13 @@ class PPO:
                                     max_new_tokens=self.max_new_tokens, generator=dice)
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in completions]
         finished = [tokens[-1] == self.tokenizer.eos_token_id for tokens in completions]
-        given = [float(score) for score in self.reward(prompts, texts)]
-        if self.plan.unfinished_score is not None:
-            given = [score if done else self.plan.unfinished_score for score, done in zip(given, finished)]
+        scores = torch.tensor([float(score) for score in self.reward(prompts, texts)])
+        if self.plan.unfinished_score is not None:  # by a product, so that a reward that is not finite still shows, and stops the run
+            done = torch.tensor(finished, dtype=scores.dtype)
+            scores = scores * done + self.plan.unfinished_score * (1 - done)
         orders = [torch.randperm(self.rows, generator=dice) for _ in range(self.plan.epochs)]
         batch = make_batch(prompt_ids, completions, self.tokenizer.pad_token_id, self.accelerator.device)
-        batch, row = self.assess(batch, given, orders[0])
+        batch, row = self.assess(batch, scores, orders[0])
         sums = {"completions/clipped_ratio": len(finished) - sum(finished), "completions/mean_length": sum(map(len, completions)),
                 **{f"rewards/{name}/mean": sum(gauge(prompts, texts)) for name, gauge in self.gauges.items()}}
         row |= dict(zip(sums, (self._total(*[torch.tensor(float(x)) for x in sums.values()]) / self.plan.batch_size).tolist()))
@@ -230,8 +224,8 @@ class PPO:
         return row
 
     @torch.no_grad()
-    def assess(self, batch: dict, scores: list[float], order) -> tuple[dict, dict[str, float]]:
-        """Add what the epochs need: `log_probs`, `values`, `advantages` (whitened), `returns`; and what to log of the rollout.
+    def assess(self, batch: dict, scores: torch.Tensor, order) -> tuple[dict, dict[str, float]]:
+        """Add what the epochs need: `log_probs`, `values`, `advantages`, `returns`; and what to log of the rollout. scores: (rows,).
 
         Rows go through the models in the very groups of the first epoch, so that its first ratios are exactly 1.
         """
@@ -244,14 +238,15 @@ class PPO:
                 log_probs[rows, :used], entropy[rows, :used], values[rows, :used] = self.model(part, self.plan.temperature)
                 with self.accelerator.autocast(), self.policy.disable_adapter() if self.reference is None else nullcontext():
                     reference[rows, :used] = look(self.reference or self.policy, part, self.plan.temperature)[0]
-        scores = torch.tensor(scores, device=mask.device)
+        scores = scores.to(mask.device)
         given = token_rewards(scores, log_probs, reference, mask, self.beta)
         advantages, returns = estimate_advantages(given, values, mask, self.plan.discount, self.plan.trace)
         batch = batch | dict(log_probs=log_probs * mask, values=values * mask, advantages=advantages, returns=returns)
         tokens, reward, kl, entropy, value = self._total(
             mask.sum().float(), scores.sum(), *[(x * mask).sum() for x in (log_probs - reference, entropy, values)]).tolist()
         self._demand_finite(batch, scores=reward, kl=kl, values=value)
-        batch["advantages"] = whiten(advantages, mask, self._total)
+        if self.plan.whiten:
+            batch["advantages"] = whiten(advantages, mask, self._total)
         return batch, {"reward": reward / self.plan.batch_size, "kl": kl / tokens, "beta": self.beta, "entropy": entropy / tokens,
                        "value": value / tokens}
 

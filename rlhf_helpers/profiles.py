@@ -42,10 +42,11 @@ class ProximalPolicyOptimisation:
     epochs: int = 4
     minibatches: int = 1
     discount: float = 1.0  # gamma
-    trace: float = 0.95  # lambda of the generalised advantage estimate
+    trace: float = 0.95  # lambda of the generalised advantage estimate; 1 where the value function is young and answers are short
     clip: float = 0.2  # of the probability ratio
     value_clip: float = 0.2  # in units of the reward
     value_weight: float = 0.1
+    whiten: bool = True  # give the advantages of a step mean 0 and variance 1
     stop_kl: float | None = 0.1  # nats a token between the policy of the rollout and the present one; beyond it the step's epochs end
     unfinished_score: float | None = -1.0  # in place of the reward of an answer that was cut off; None keeps the reward
     max_gradient: float = 1.0  # norm
@@ -67,6 +68,8 @@ class Profile:
     reward_model: Training = Training(learning_rate=1.5e-4, batch_size=16)
     rloo: ReinforcementLearning = ReinforcementLearning(steps=10, batch_size=32, generations=4, learning_rate=8e-4, beta=0.05)
     grpo: ReinforcementLearning = ReinforcementLearning(steps=34, batch_size=64, generations=4, learning_rate=1e-3, beta=0.05)
+    ppo: ProximalPolicyOptimisation = ProximalPolicyOptimisation(
+        steps=12, batch_size=48, learning_rate=1e-3, beta=0.03, epochs=2, trace=1.0)
     dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=60)
     dpo_beta: float = 0.05
     best_of: int = 4
@@ -83,7 +86,8 @@ PROFILES = {p.name: p for p in (
     PRACTICE,
     replace(PRACTICE, name="quick", instructions=160, comparison_prompts=40, evaluation_prompts=24, bias_pairs=16, best_of=2,
             dpo=replace(PRACTICE.dpo, steps=4, batch_size=8),
-            rloo=replace(PRACTICE.rloo, steps=3, batch_size=16), grpo=replace(PRACTICE.grpo, steps=3, batch_size=16), bars=False),
+            rloo=replace(PRACTICE.rloo, steps=3, batch_size=16), grpo=replace(PRACTICE.grpo, steps=3, batch_size=16),
+            ppo=replace(PRACTICE.ppo, steps=3, batch_size=16), bars=False),
 )}
 
 

@@ -25,6 +25,7 @@ ARTIFACTS = {  # stage: (file or folder in the run, the notebook that makes it)
     "reward_model": ("reward_model", "05_reward_model"),
     "rloo": ("rloo", "06_reinforcement_learning"),
     "grpo": ("grpo", "06_reinforcement_learning"),
+    "ppo": ("ppo", "07_ppo"),
     "dpo": ("dpo", "08_direct_preference_optimisation"),
 }
 REBUILD_BASE = "get it again with `git checkout data/base_model`, or rebuild it with `python -m rlhf_helpers.base_model`"
@@ -111,7 +112,7 @@ def open_run(name: str | None = None) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "answers").mkdir(exist_ok=True)
     run = Run(folder, profile, seed)
-    made_with, base = _made_with(run), _fingerprint(Path(profile.base_model))
+    made_with, base = _made_with(run), fingerprint(Path(profile.base_model))
     if made_with and made_with[:2] != (profile.name, seed):
         raise ValueError(f"run {folder.name!r} was made with profile {made_with[0]} and seed {made_with[1]}, not "
                          f"{profile.name} and {seed}: give the new run another name (--run NAME)")
@@ -131,7 +132,7 @@ def _seed(text: str) -> int:
         raise ValueError(f"RLHF_SEED is {text!r}; give a whole number") from None
 
 
-def _fingerprint(model: Path) -> str | None:
+def fingerprint(model: Path) -> str | None:
     """What tells a folder's weights from others; None for a model that is no such folder."""
     weights = model / "model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.exists() else None

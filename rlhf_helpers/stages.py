@@ -42,7 +42,8 @@ def brief(profile: Profile) -> Profile:
         return profile
     third = lambda number: max(2, number // 3)  # noqa: E731
     return replace(profile, brief=True, instructions=third(profile.instructions), comparison_prompts=third(profile.comparison_prompts),
-                   rloo=replace(profile.rloo, steps=third(profile.rloo.steps)), grpo=replace(profile.grpo, steps=third(profile.grpo.steps)))
+                   rloo=replace(profile.rloo, steps=third(profile.rloo.steps)), grpo=replace(profile.grpo, steps=third(profile.grpo.steps)),
+                   ppo=replace(profile.ppo, steps=third(profile.ppo.steps)))
 
 
 def make_instructions(run: Run, extra: list[dict] = ()) -> tuple[list[dict], dict]:
@@ -123,6 +124,15 @@ def make_policy(run: Run, method: str):
         return train_policy(method, start, reward_model, rl_prompts(run), folder, plan, run.seed, run.profile.max_new_tokens)
 
 
+def make_ppo(run: Run, callbacks=()):
+    """07: the same with PPO; its value model starts as the reward model. `callbacks` see each row of the log."""
+    from .ppo import train_ppo
+    start, reward_model = need(run, "sft"), need(run, "reward_model")
+    with run.building("ppo") as folder:
+        return train_ppo(start, reward_model, rl_prompts(run), folder, run.profile.ppo, run.seed, run.profile.max_new_tokens,
+                         value_model=reward_model, callbacks=callbacks)
+
+
 def make_dpo(run: Run):
     """08: DPO on the training part of the same preferences."""
     from .dpo import train_dpo
@@ -132,4 +142,4 @@ def make_dpo(run: Run):
 
 
 MAKERS = {"instructions": make_instructions, "sft": make_sft, "candidates": make_candidates, "labels": make_preferences,
-          "preferences": make_preferences, "reward_model": make_reward_model, "dpo": make_dpo}
+          "preferences": make_preferences, "reward_model": make_reward_model, "ppo": make_ppo, "dpo": make_dpo}

@@ -73,6 +73,16 @@ def tiny_run(tmp_path, monkeypatch, tiny):
 
 
 @pytest.fixture
+def tiny_chat_run(tiny_run):
+    """The same with just enough of everything for every stage to be made by its real trainer."""
+    from rlhf_helpers.runs import Run
+    profile = replace(tiny_run.profile, instructions=60, comparison_prompts=60, max_new_tokens=24,
+                      grpo=replace(tiny_run.profile.grpo, steps=2, batch_size=8, generations=4),
+                      ppo=replace(tiny_run.profile.ppo, steps=2, batch_size=8))
+    return Run(tiny_run.folder, profile, tiny_run.seed)
+
+
+@pytest.fixture
 def no_swallowed_errors(caplog, request):
     """ipywidgets logs what a callback raises and goes on; here that fails the test."""
     yield

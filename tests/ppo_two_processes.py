@@ -1,5 +1,5 @@
 """What each process of `accelerate launch` does in the test of several processes: one update on a hand-made rollout of which it has
-its share of the rows, then a short run of its own.
+its share of the rows, a short run of its own, then the whole path from folder to folder with LoRA.
 
     accelerate launch ... ppo_two_processes.py MODEL_FOLDER OUTPUT_FOLDER
 """
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from peft import LoraConfig
 
 from rlhf_helpers import ppo
 from rlhf_helpers.models import load_policy, load_tokenizer, prompt_tokens
@@ -34,7 +35,7 @@ def weights_after_update(folder, out, log=None):
     prompts, completions = hand_made(trainer.tokenizer)
     batch = ppo.make_batch(prompts[mine], completions[mine], trainer.tokenizer.pad_token_id, "cpu")
     order = torch.arange(8 // processes)
-    batch, row = trainer.assess(batch, [float(k % 3) for k in range(8)][mine], order)
+    batch, row = trainer.assess(batch, (torch.arange(8) % 3.0)[mine], order)
     row |= trainer.update(batch, [order] * PLAN.epochs)
     weights = {name: p.detach().clone() for name, p in trainer.actor.named_parameters()}
     if log is not None:
@@ -47,7 +48,9 @@ def weights_after_update(folder, out, log=None):
 def main(folder: str, out: str) -> None:
     log = {}
     weights, row = weights_after_update(folder, out, log)
-    torch.save({"weights": weights, "row": row, **log}, Path(out) / f"after_{log['process']}.pt")
+    lora = ppo.train_ppo(folder, lambda prompts, texts: [len(text) / 10 for text in texts], ["How do I swim?"] * 9, Path(out) / "lora",
+                         PLAN, max_new_tokens=8, lora=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    torch.save({"weights": weights, "row": row, "lora": lora.rows, **log}, Path(out) / f"after_{log['process']}.pt")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from rlhf_helpers.report import read_report
 from rlhf_helpers.runs import ARTIFACTS, Run
 
 NOTEBOOKS = ["00_start_here", "01_baseline_model", "02_instruction_data", "03_supervised_fine_tuning", "04_human_comparisons",
-             "05_reward_model", "06_reinforcement_learning", "08_direct_preference_optimisation", "09_final_assessment"]
-TUNED = {"rloo", "grpo", "dpo", "best_of_n"}
+             "05_reward_model", "06_reinforcement_learning", "07_ppo", "08_direct_preference_optimisation", "09_final_assessment"]
+TUNED = {"rloo", "grpo", "ppo", "dpo", "best_of_n"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ pytestmark = [pytest.mark.chain, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 def test_all_notebooks_ran_in_order(chain):
     took = json.loads((chain.folder / "notebooks.json").read_text())
-    assert list(took)[:9] == sorted(took)[:9] and set(NOTEBOOKS) <= set(took)
+    assert list(took)[:10] == sorted(took)[:10] and set(NOTEBOOKS) <= set(took)
     assert all(figures["seconds"] > 0 and figures["peak_rss_mb"] > 50 for figures in took.values())
     times = [(chain.folder / "executed" / f"{name}.ipynb").stat().st_mtime for name in NOTEBOOKS]
     assert times == sorted(times)
@@ -87,7 +87,7 @@ def test_each_stage_started_from_the_one_before(chain):
 
 
 def test_the_models_differ(chain):
-    weights = {stage: (chain.path(stage) / "model.safetensors").read_bytes() for stage in ("base", "sft", "rloo", "grpo", "dpo")}
+    weights = {stage: (chain.path(stage) / "model.safetensors").read_bytes() for stage in ("base", "sft", "rloo", "grpo", "ppo", "dpo")}
     assert len(set(weights.values())) == len(weights)
 
 

@@ -21,7 +21,7 @@ from tiny import threads
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_helpers import ppo
-from rlhf_helpers.models import load_policy, load_reward_model, load_tokenizer, prompt_tokens
+from rlhf_helpers.models import DEVICE, load_policy, load_reward_model, load_tokenizer, prompt_tokens
 from rlhf_helpers.profiles import ProximalPolicyOptimisation
 from rlhf_helpers.training import History
 
@@ -138,7 +138,7 @@ def test_log_probs_entropies_and_values_are_those_of_unpadded_passes(folder):
     tokenizer = load_tokenizer(folder)
     prompts, completions = hand_made(tokenizer)
     policy, value_model = load_policy(folder), load_reward_model(folder)
-    batch = ppo.make_batch(prompts, completions, tokenizer.pad_token_id, "cpu")
+    batch = ppo.make_batch(prompts, completions, tokenizer.pad_token_id, DEVICE)
     actor = ppo.ActorCritic(policy, value_model).eval()
     head = ppo.ActorCritic(policy).eval()
     torch.nn.init.normal_(head.value_head.weight)
@@ -147,7 +147,7 @@ def test_log_probs_entropies_and_values_are_those_of_unpadded_passes(folder):
         by_head = head(batch, 0.7)[2]
         for row, (prompt, completion) in enumerate(zip(prompts, completions)):
             assert batch["mask"][row].sum() == len(completion)
-            whole = torch.tensor([prompt + completion])
+            whole = torch.tensor([prompt + completion], device=DEVICE)
             found = policy(whole, output_hidden_states=True)
             for t, token in enumerate(completion):
                 place = len(prompt) + t - 1
@@ -159,12 +159,15 @@ def test_log_probs_entropies_and_values_are_those_of_unpadded_passes(folder):
                 assert values[row, t].item() == pytest.approx(value_model(whole[:, :place + 1]).logits.item(), abs=1e-4)
 
 
-def prepared(ppo_trainer, seed=0):
+SCORES = torch.arange(8) % 3.0
+
+
+def prepared(ppo_trainer, seed=0, scores=SCORES):
     """A hand-made rollout with what the epochs need, and one order of its rows."""
     prompts, completions = hand_made(ppo_trainer.tokenizer)
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed))
-    batch = ppo.make_batch(prompts, completions, ppo_trainer.tokenizer.pad_token_id, "cpu")
-    return *ppo_trainer.assess(batch, [float(k % 3) for k in range(len(prompts))], order), order
+    batch = ppo.make_batch(prompts, completions, ppo_trainer.tokenizer.pad_token_id, DEVICE)
+    return *ppo_trainer.assess(batch, scores, order), order
 
 
 def gradients(ppo_trainer, batch, minibatch):
@@ -187,7 +190,7 @@ def test_a_token_after_the_end_never_counts(folder, tmp_path):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
     assert any(expected.abs().max() > 1e-3 for expected in wanted) and after.any()
     again = {name: garbage[name] for name in ("ids", "attention", "mask")}
-    assert one.assess(again, [float(k % 3) for k in range(8)], order)[1] == pytest.approx(row, abs=1e-5)
+    assert one.assess(again, SCORES, order)[1] == pytest.approx(row, abs=1e-5)
 
 
 def test_the_gradient_is_that_of_the_losses_written_out(tiny, tmp_path):
@@ -203,7 +206,7 @@ def test_the_gradient_is_that_of_the_losses_written_out(tiny, tmp_path):
     prompts, completions = hand_made(one.tokenizer)
     total, tokens, clipped = 0.0, 0, 0
     for row in minibatch.tolist():
-        hidden = one.policy(torch.tensor([prompts[row] + completions[row]]), output_hidden_states=True)
+        hidden = one.policy(torch.tensor([prompts[row] + completions[row]], device=DEVICE), output_hidden_states=True)
         for t, token in enumerate(completions[row]):
             place = len(prompts[row]) + t - 1
             ratio = (torch.log_softmax(hidden.logits[0, place], -1)[token] - batch["log_probs"][row, t]).exp()
@@ -257,6 +260,16 @@ def test_beta_adapts_in_training(tiny, tmp_path):
     assert [row["beta"] for row in rows] == pytest.approx([0.05, 0.05 * 0.98, 0.05 * 0.98 ** 2])
 
 
+def test_advantages_are_whitened_or_left_alone(tiny, tmp_path):
+    """Without: a reward of 1 for each answer, no value function and no penalty give each token the advantage 1."""
+    plan = replace(PLAN, beta=0.0, trace=1.0, whiten=False)
+    batch, _, _ = prepared(trainer(tiny, tmp_path, plan), scores=torch.ones(8))
+    assert torch.equal(batch["advantages"], batch["mask"].float())
+    batch, _, _ = prepared(trainer(tiny, tmp_path, replace(plan, whiten=True)))
+    counted = batch["advantages"][batch["mask"].bool()]
+    assert counted.mean().item() == pytest.approx(0, abs=1e-6) and counted.std().item() == pytest.approx(1, abs=1e-3)
+
+
 def test_every_prompt_has_its_turn(tiny, tmp_path):
     one = trainer(tiny, tmp_path)
     number = len(PROMPTS)
@@ -279,13 +292,17 @@ def test_a_run_taken_up_again_is_the_run_without_a_break(tiny, tmp_path):
         trainer(tiny, tmp_path, replace(plan, beta=0.2)).train(History("test"), checkpoint=file)
 
 
-def test_it_stops_at_a_number_that_is_not_finite_and_keeps_the_batch(tiny, tmp_path):
-    one = trainer(tiny, tmp_path / "ppo", reward=lambda p, c: [math.nan] + [0.0] * (len(c) - 1))
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("unfinished_score", [None, -1.0])
+def test_it_stops_at_a_number_that_is_not_finite_and_keeps_the_batch(tiny, tmp_path, number, unfinished_score):
+    """Also where the answer was cut off (here all are), so that a fixed score takes the place of its reward."""
+    plan = replace(PLAN, unfinished_score=unfinished_score)
+    one = trainer(tiny, tmp_path / "ppo", plan, lambda p, c: [number] + [0.0] * (len(c) - 1), max_new_tokens=2)
     before = [p.clone() for p in one.actor.parameters()]
     with pytest.raises(ppo.TrainingStopped, match="scores not finite.*ppo_batch_0.pt"):
         one.train(History("test"))
     batch = torch.load(tmp_path / "ppo_batch_0.pt", weights_only=True)
-    assert batch["ids"].shape[0] == 8 and batch["returns"].isnan().any()
+    assert batch["ids"].shape[0] == 8 and not batch["returns"].isfinite().all()
     assert all(torch.equal(a, b) for a, b in zip(before, one.actor.parameters()))
     two = trainer(tiny, tmp_path / "ppo")
     batch, _, order = prepared(two)
@@ -310,7 +327,7 @@ def test_a_run_from_folders_to_a_folder(tiny, tiny_reward_model, tmp_path, separ
     kept = {}
 
     def keep(row, policy):
-        ids = torch.tensor([prompt_tokens(load_tokenizer(tiny), PROMPTS[0])])
+        ids = torch.tensor([prompt_tokens(load_tokenizer(tiny), PROMPTS[0])], device=DEVICE)
         with torch.no_grad():
             kept["logits"] = policy(ids).logits
 
@@ -318,7 +335,7 @@ def test_a_run_from_folders_to_a_folder(tiny, tiny_reward_model, tmp_path, separ
                             value_model=tiny_reward_model if separate else None, lora=lora, callbacks=[keep])
     assert history.column("kl")[1][0] == 0.0 != history.column("kl")[1][1]
     assert {"reward", "entropy", "rewards/rubric/mean", "completions/mean_length", "value_loss"} <= history.rows[0].keys()
-    ids = torch.tensor([prompt_tokens(load_tokenizer(tmp_path / "ppo"), PROMPTS[0])])
+    ids = torch.tensor([prompt_tokens(load_tokenizer(tmp_path / "ppo"), PROMPTS[0])], device=DEVICE)
     with torch.no_grad():
         saved, start = (load_policy(f)(ids).logits for f in (tmp_path / "ppo", tiny))
     torch.testing.assert_close(saved, kept["logits"], atol=1e-4, rtol=1e-4)
@@ -335,16 +352,16 @@ def test_one_fixed_batch_gives_the_numbers_of_trl_1_12(tmp_path, tiny):
         trace=s["lam"], clip=s["cliprange"], value_clip=s["cliprange_value"], value_weight=s["vf_coef"], stop_kl=None, max_gradient=1e9)
     one = ppo.PPO(policy, load_tokenizer(tiny), length_reward, PROMPTS, plan, tmp_path, reference=reference, value_model=value_model)
     order = torch.arange(6)
-    batch, row = one.assess(ppo.make_batch(trl112_numbers.PROMPTS, trl112_numbers.COMPLETIONS, trl112_numbers.PAD, "cpu"),
-                            wanted["scores"], order)
+    batch, row = one.assess(ppo.make_batch(trl112_numbers.PROMPTS, trl112_numbers.COMPLETIONS, trl112_numbers.PAD, DEVICE),
+                            torch.tensor(wanted["scores"]), order)
     row |= one.update(batch, [order] * plan.epochs)
     logged = wanted["logged"]
     assert row["kl"] * trl112_numbers.WIDTH == pytest.approx(logged["objective/kl"], abs=1e-5)
     assert row["policy_loss"] == pytest.approx(logged["loss/policy_avg"], abs=1e-5)
     assert row["value_loss"] == pytest.approx(logged["loss/value_avg"], rel=1e-4)
     assert row["clip_fraction"] > 0.05 and logged["val/clipfrac_avg"] > 0.05, "the clips have to act to be tested"
-    np.testing.assert_allclose(policy.lm_head.weight[:, 0].detach(), wanted["policy_head_after"], atol=1e-5)
-    np.testing.assert_allclose(value_model.score.weight[0].detach(), wanted["value_head_after"], atol=1e-5)
+    np.testing.assert_allclose(policy.lm_head.weight[:, 0].detach().cpu(), wanted["policy_head_after"], atol=1e-5)
+    np.testing.assert_allclose(value_model.score.weight[0].detach().cpu(), wanted["value_head_after"], atol=1e-5)
     values, mask = trl112_numbers.ragged()
     np.testing.assert_allclose(ppo.whiten(values, mask), wanted["whitened"], atol=1e-5)
 
@@ -371,7 +388,7 @@ def test_the_one_token_bandit_reaches_its_optimum(tiny, tmp_path, beta):
 
     def log_p(of):
         with torch.no_grad():
-            return torch.log_softmax(of(ids).logits[0, -1].double(), -1)
+            return torch.log_softmax(of(ids.to(of.device)).logits[0, -1].double(), -1).cpu()
 
     reference = log_p(model())
     best = beta * torch.logsumexp(reference + r / beta, 0).item()
@@ -405,6 +422,8 @@ def test_two_processes_do_what_one_does(tiny, tmp_path):
     for half in halves:
         assert half["processes"] == 2 and half["row"] == pytest.approx(row, rel=1e-4, abs=1e-6)
         assert half["log"] == halves[0]["log"] and len(half["log"]) == 2
+        assert half["lora"] == halves[0]["lora"] and half["lora"][0]["kl"] == half["lora"][0]["ratio_error"] == 0.0
         for name, weight in wanted.items():
             torch.testing.assert_close(half["weights"][name], weight, atol=2e-5, rtol=1e-3)
+    assert load_policy(tmp_path / "lora").num_parameters() == load_policy(tiny).num_parameters(), "saved once, adapter merged"
     assert halves[0]["sampled"] != halves[1]["sampled"], "each process has prompts and draws of its own"

@@ -14,7 +14,7 @@ import pytest
 from rlhf_helpers import assessment, runs, stages
 from rlhf_helpers.formats import BadData
 from rlhf_helpers.profiles import PROFILES, get_profile
-from rlhf_helpers.runs import ARTIFACTS, DamagedArtifact, Run, UnknownStage, open_run
+from rlhf_helpers.runs import ARTIFACTS, DamagedArtifact, UnknownStage, open_run
 
 
 @pytest.fixture
@@ -260,6 +260,7 @@ def test_brief_is_a_third_and_stays_valid():
     whole, small = get_profile("practice"), stages.brief(get_profile("practice"))
     assert small.instructions == whole.instructions // 3 and small.comparison_prompts == whole.comparison_prompts // 3
     assert small.grpo == replace(whole.grpo, steps=whole.grpo.steps // 3)
+    assert small.ppo == replace(whole.ppo, steps=whole.ppo.steps // 3)
     assert small.evaluation_prompts == whole.evaluation_prompts, "figures stay comparable"
     assert stages.brief(small) == small, "the stages that a quick stage needs are made as quick as it, not quicker still"
     tiniest = stages.brief(replace(get_profile("quick"), instructions=3))
@@ -316,21 +317,15 @@ def test_asking_for_the_last_stages_makes_all_before_them(tiny_run, tiny_chat_ru
     """`need` on an empty run folder, with real trainers on the tiny model: every artifact is made once, in order."""
     run = tiny_chat_run
     stages.need(run, "grpo")
+    stages.need(run, "ppo")
     stages.need(run, "dpo")
     said = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "making a quick one" in line]
     assert said[0] == "grpo" and said[-1] == "dpo" and len(said) == len(set(said))
-    assert set(said) == {"grpo", "sft", "instructions", "reward_model", "preferences", "candidates", "dpo"}
+    assert set(said) == {"grpo", "sft", "instructions", "reward_model", "preferences", "candidates", "ppo", "dpo"}
     assert all(run.has(stage) for stage in ARTIFACTS if stage != "rloo")
     training, held_out = stages.preferences(run)
     assert training and held_out and not {r["prompt"] for r in training} & {r["prompt"] for r in held_out}
     assert not [p.name for p in run.folder.iterdir() if ".part" in p.name or ".tmp" in p.name]
-
-
-@pytest.fixture
-def tiny_chat_run(tiny_run):
-    profile = replace(tiny_run.profile, instructions=60, comparison_prompts=60, max_new_tokens=24,
-                      grpo=replace(tiny_run.profile.grpo, steps=2, batch_size=8, generations=4))
-    return Run(tiny_run.folder, profile, tiny_run.seed)
 
 
 # --- a light start ------------------------------------------------------------------------------------------------------------
