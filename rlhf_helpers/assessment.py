@@ -165,8 +165,8 @@ def win_matrix(run: Run, names: list[str]) -> dict[str, dict[str, dict]]:
 
 def kl_from(run: Run, name: str, reference: str = "sft", number: int = 150) -> dict:
     """KL(policy || reference) in nats an answer, estimated on the policy's own answers to evaluation prompts."""
-    prompts = [write_prompt(r) for r in evaluation_set(run)[:number]]
     texts = answers_of(run, name, pairs=False)[:number]
+    prompts = [write_prompt(r) for r in evaluation_set(run)[: len(texts)]]
     tokenizer = load_tokenizer(run.path(name))
     own, other = (completion_log_probs(load_policy(run.path(who)), tokenizer, prompts, texts) for who in (name, reference))
     return mean([(a - b).sum().item() for a, b in zip(own, other)])
