@@ -8,9 +8,11 @@ import os
 import re
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+import psutil
 import pytest
 from jupyter_browser import CHROMIUM, browser_page, open_notebook, run_cell, server, write_notebook
 from label_makers import CANDIDATES
@@ -23,7 +25,9 @@ MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None] + 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900),
               pytest.mark.skipif(bool(MISSING), reason=f"not installed here: {', '.join(MISSING)}")]
 
-IDLE = 0.75                         # load a processor with which times are still those of the interface; the test itself makes some
+PRESSES = 40
+FELT_MS = 150                       # longest median time from a key to the next pair on the screen
+IDLE = 0.1                          # so much of the processors' time may others take before times are no more the interface's own
 
 SET_UP = f"""import os
 from pathlib import Path
@@ -51,6 +55,22 @@ CHAT = 'chat_view(Chat({"sft": lambda p: "Sleep.", "dpo": lambda p: "Sleep well,
 FORM = """from rlhf_helpers.labelling.plain_view import instruction_form
 instruction_form("mine.jsonl", topics=["sleep", "tea"])"""
 CELLS = [SET_UP, LABEL, RANK, BUSY, CHAT, FORM]
+MANY = """import sys
+sys.path.append(TESTS)
+from label_makers import many
+def view_of(pairs, labels):
+    mine = LabellingSession(LabelStore(f"{pairs}.sqlite"), many(pairs), "ann")
+    events = [mine._event(mine._shown(pair), **mine._judgement(pair, "left", 9000, None)) for pair in list(mine._pairs)[:labels]]
+    mine.store.record(*events)
+    return label_view(LabellingSession(mine.store, many(pairs), "ann", repeats=0.1))
+""".replace("TESTS", repr(str(Path(__file__).parent)))
+WAITS = """() => {
+  const root = document.querySelector('.rl-root');
+  window.waits = [];
+  root.addEventListener('keydown', (event) => { window.pressed = event.timeStamp; }, true);
+  const drawn = () => requestAnimationFrame(() => requestAnimationFrame(() => waits.push(performance.now() - pressed)));
+  new MutationObserver(drawn).observe(root.querySelector('.rl-prompt'), {childList: true, characterData: true});
+}"""
 
 
 @pytest.fixture
@@ -198,17 +218,9 @@ def test_lab_by_key_and_mouse(folder, store):
         picture(page, folder, "lab-help")
         page.keyboard.press("h")
 
-        waits = []
         for number in range(3, 14):
-            read_for_a_moment()
-            before, started = answers(page), time.monotonic()
-            page.keyboard.press("12"[number % 2])
-            page.wait_for_function("(old) => document.querySelector('.rl-card .rl-text').textContent !== old", arg=before[0])
-            waits.append(1000 * (time.monotonic() - started))
+            press(page, "12"[number % 2])
             wait_status(page, f"Saved {number} of 20")
-        idle = os.getloadavg()[0] < IDLE * (os.cpu_count() or 1)
-        print(f"from the key to the next pair: median {median(waits):.0f} ms, longest {max(waits):.0f} ms, idle: {idle}")
-        assert median(waits) < (150 if idle else 1000)
         picture(page, folder, "lab-figures")
         worst = page.evaluate(CONTRAST)
         assert worst[0] >= 4.5, worst
@@ -224,6 +236,43 @@ def test_lab_by_key_and_mouse(folder, store):
         assert boxes[1]["y"] >= boxes[0]["y"] + boxes[0]["height"], "answers stand above each other where it is narrow"
         picture(page, folder, "lab-narrow")
         assert page.outside == []
+
+
+@contextmanager
+def share_of_others():
+    """A list that in the end holds the share of all processors' time which went to processes that are not ours."""
+    def taken():
+        spent, ours = psutil.cpu_times(), [psutil.Process(), *psutil.Process().children(recursive=True)]
+        idle = spent.idle + getattr(spent, "iowait", 0)
+        return sum(spent[:8]), sum(spent[:8]) - idle - sum(sum(each.cpu_times()[:2]) for each in ours)
+
+    found, (time_before, others_before) = [], taken()
+    yield found
+    time_after, others_after = taken()
+    found.append((others_after - others_before) / (time_after - time_before))
+
+
+@pytest.mark.parametrize("pairs, labels", [(100, 10), (10_000, 9_900)])
+def test_the_next_pair_is_there_at_once(tmp_path, pairs, labels):
+    """Measured by the browser: from the key to the end of the frame in which the next pair is drawn. It has to be quick
+    wherever nothing else took much of the processors meanwhile; elsewhere, only not hopeless."""
+    write_notebook(tmp_path / "labels.ipynb", [SET_UP + MANY, f"view_of({pairs}, {labels})"])
+    with server("lab", tmp_path, "labels.ipynb") as address, browser_page() as page:
+        start(page, address, 0, 1)
+        wait_status(page, f"Saved {labels} of")
+        page.locator(".rl-prompt").click()
+        page.evaluate(WAITS)
+        with share_of_others() as others:
+            for number in range(PRESSES):
+                press(page, "12"[number % 2])
+                page.wait_for_function("(number) => waits.length > number", arg=number)
+        waits = sorted(page.evaluate("waits"))
+        assert len(waits) == PRESSES
+    label_count = len(LabelStore(tmp_path / f"{pairs}.sqlite").events())
+    print(f"from the key to the next pair of {pairs}: n {len(waits)}, median {median(waits):.0f} ms, "
+          f"95 % within {waits[int(0.95 * len(waits))]:.0f} ms, others took {others[0]:.0%} of the processors' time")
+    assert label_count == labels + PRESSES
+    assert median(waits) <= (FELT_MS if others[0] < IDLE else 1000)
 
 
 def test_lab_survives_a_busy_kernel_a_reload_and_a_killed_one(folder, store):
