@@ -73,6 +73,10 @@ WAITS = """() => {
 }"""
 
 
+def needs(name):
+    return pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"not installed here: {name}")
+
+
 @pytest.fixture
 def folder(tmp_path):
     write_notebook(tmp_path / "labels.ipynb", CELLS)
@@ -401,6 +405,7 @@ def test_lab_writes_edits_and_rates_instructions(folder):
         assert page.outside == []
 
 
+@needs("notebook")
 def test_notebook_7(folder, store):
     with server("notebook", folder, "labels.ipynb") as address, browser_page() as page:
         start(page, address, 0, 1)
@@ -425,7 +430,7 @@ def test_notebook_7(folder, store):
         assert len(store.labels()) == 1 and len(store.events()) == 3 and page.outside == []
 
 
-@pytest.mark.skipif(importlib.util.find_spec("voila") is None, reason="voila is not installed here")
+@needs("voila")
 def test_voila(tmp_path):
     write_notebook(tmp_path / "labels.ipynb", [SET_UP + LABEL])
     store = LabelStore(tmp_path / "labels.sqlite")
