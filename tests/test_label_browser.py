@@ -50,11 +50,20 @@ RANK = """sets = [dict(row, responses=[
   enumerate(("Sleep early.", "Drink some tea in the evening.", "Read a calm book for half an hour.", "Count sheep."))])
   for row in candidates]
 label_view(LabellingSession(store, sets, "rita", task="rank"), goal=3)"""
-BUSY = "import time\nfor _ in range(80): time.sleep(0.1)"
+TRAIN = """import time, torch
+model = torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.ReLU(), torch.nn.Linear(512, 1))
+optimizer, inputs, latest_end = torch.optim.Adam(model.parameters()), torch.randn(256, 512), time.monotonic() + 120
+Path("training").touch()
+while not Path("enough").exists() and time.monotonic() < latest_end:
+    loss = torch.nn.functional.mse_loss(model(inputs)[:, 0], inputs.sum(1))
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+Path("trained").write_text(str(loss.item()))"""
 CHAT = 'chat_view(Chat({"sft": lambda p: "Sleep.", "dpo": lambda p: "Sleep well, and long."}, store, "chris"))'
 FORM = """from rlhf_helpers.labelling.plain_view import instruction_form
 instruction_form("mine.jsonl", topics=["sleep", "tea"])"""
-CELLS = [SET_UP, LABEL, RANK, BUSY, CHAT, FORM]
+CELLS = [SET_UP, LABEL, RANK, TRAIN, CHAT, FORM]
 MANY = """import sys
 sys.path.append(TESTS)
 from label_makers import many
@@ -279,19 +288,42 @@ def test_the_next_pair_is_there_at_once(tmp_path, pairs, labels):
     assert median(waits) <= (FELT_MS if others[0] < IDLE else 1000)
 
 
-def test_lab_survives_a_busy_kernel_a_reload_and_a_killed_one(folder, store):
+def wait_for_file(path):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline, f"there is no {path.name}"
+        time.sleep(0.1)
+
+
+def test_lab_takes_labels_while_a_model_is_trained(folder, store):
+    """As soon as it is pressed the label is on the disk, or the page says that it waits; after the training it is there."""
     with server("lab", folder, "labels.ipynb") as address, browser_page() as page:
         start(page, address, 0, 1)
         wait_status(page, "Saved 0 of 20")
         run_cell(page, 3, wait=False)
+        wait_for_file(folder / "training")
+        page.locator(".rl-prompt").click()
+        for number in (1, 2, 3):
+            press(page, "1")
+            wait_status(page, f"Saved {number} of 20|Not saved yet: the kernel does not answer. Your act waits")
+            said = status(page).text_content()
+            print(f"while a cell was training, the status said {said!r}")
+            assert not (folder / "trained").exists() and len(store.labels()) >= number * said.startswith("Saved")
+            if not said.startswith("Saved"):
+                break
+        picture(page, folder, "lab-training")
+        (folder / "enough").touch()
+        wait_for_file(folder / "trained")
+        wait_status(page, f"Saved {number} of 20")
+        assert len(store.labels()) == len(store.events()) == number and 0 <= float((folder / "trained").read_text()) < 512
+
+
+def test_lab_survives_a_reload_and_a_killed_kernel(folder, store):
+    with server("lab", folder, "labels.ipynb") as address, browser_page() as page:
+        start(page, address, 0, 1)
         page.locator(".rl-prompt").click()
         press(page, "1")
-        status(page).filter(has_text=re.compile("Saved 1 of 20|Saving|Not saved yet")).wait_for()
-        said = status(page).text_content()
         wait_status(page, "Saved 1 of 20")
-        print(f"while a cell was running, the status said {said!r}")
-        assert len(store.labels()) == 1
-
         pair = answers(page)
         page.reload()
         start(page, address, 0, 1)
