@@ -132,6 +132,15 @@ def press(page, key):
     page.keyboard.press(key)
 
 
+def tab_to_the_labels(page):
+    """For people without a mouse."""
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.closest('.rl-root') !== null"):
+            return
+    raise AssertionError("Tab does not come to the labels")
+
+
 def code_cells(page):
     return page.locator(".jp-Notebook .jp-CodeCell").count()
 
@@ -171,7 +180,7 @@ def test_lab_by_key_and_mouse(folder, store):
         assert hebrew.evaluate("(e) => getComputedStyle(e).direction") == "rtl"
         cells = code_cells(page)
         picture(page, folder, "lab-light")
-        page.locator(".rl-prompt").click()
+        tab_to_the_labels(page)
 
         left, right = answers(page)
         press(page, "1")
