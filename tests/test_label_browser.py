@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
@@ -260,13 +260,19 @@ def test_lab_by_key_and_mouse(folder, store):
         assert page.outside == []
 
 
+def seconds_of(process):
+    with suppress(psutil.NoSuchProcess):
+        return sum(process.cpu_times()[:2])
+    return 0
+
+
 @contextmanager
 def share_of_others():
     """A list that in the end holds the share of all processors' time which went to processes that are not ours."""
     def taken():
         spent, ours = psutil.cpu_times(), [psutil.Process(), *psutil.Process().children(recursive=True)]
         idle = spent.idle + getattr(spent, "iowait", 0)
-        return sum(spent[:8]), sum(spent[:8]) - idle - sum(sum(each.cpu_times()[:2]) for each in ours)
+        return sum(spent[:8]), sum(spent[:8]) - idle - sum(map(seconds_of, ours))
 
     found, (time_before, others_before) = [], taken()
     yield found
