@@ -3,9 +3,10 @@
 
     python3 run.py tutorial     run the notebooks in order and print a table of what each took and found
     python3 run.py lab          open JupyterLab at notebook 00
-    python3 run.py test         run all tests (--quick: only those of the helper package; --label-studio: those that need
-                                a Label Studio server, which it installs beside the rest, 1 GB; --colab: those of
-                                the labelling views with the old widgets that Colab has, 0.5 GB)
+    python3 run.py test         run the tests of the helper package and of the notebooks (--quick: only the former;
+                                --label-studio: those that need a Label Studio server, which it installs beside the
+                                rest, 1 GB; --colab: those of the labelling views with the old widgets that Colab has,
+                                0.5 GB; --all: all of these, as continuous integration does)
     python3 run.py refresh      run the notebooks again and write their outputs into them
 
 On Windows say `py run.py ...`. It needs Python 3.11 or newer and nothing else. The file uses the standard library only,
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -42,9 +44,11 @@ COLAB = [  # the widgets of Colab as of August 2026 (googlecolab/backend-info), 
     "ipywidgets==7.7.1", "anywidget==0.9.21", "ipython==7.34.0", "ipykernel==6.17.1", "traitlets==5.7.1",
     "pandas<3", "scipy", "scikit-learn", "evalica<0.5", "crowd-kit<2", "psutil", "pytest>=9,<10", "pytest-timeout<3",
 ]
+BROWSER = ["playwright>=1.65,<2", "notebook>=7.5,<8", "voila>=0.5.13,<0.6"]    # for the tests with a browser, beside a Chromium
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 FREE_BYTES_NEEDED = 3 * 10**9
 FREE_BYTES_NEEDED_WITH_CUDA = 10 * 10**9
+SERVER_TESTS = "tests/test_label_studio_server.py"
 COLAB_TESTS = ["tests/test_label_views.py", "tests/test_labelling.py"]
 NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=900", "--timeout=0"]
 
@@ -61,15 +65,19 @@ def main(arguments=None):
     try:
         check_python(sys.version_info)
         options = parse(arguments)
-        python = ready_environment()
-        if options.command == "test" and options.label_studio:
-            install_beside(LABEL_STUDIO_VENV, "Label Studio", [LABEL_STUDIO])
-            return run_child([str(python), "-m", "pytest", "tests/test_label_studio_server.py"], environment(offline=True))
         if options.command == "test" and options.colab:
             old = install_beside(COLAB_VENV, "the widgets of Colab", COLAB)
             return run_child([str(old), "-m", "pytest", "-m", "not slow"] + COLAB_TESTS, environment(offline=True))
+        python = ready_environment()
+        if options.command == "test" and not options.quick:
+            add_to_environment(python, "what the tests with a browser need", BROWSER)
+        if options.command == "test" and options.label_studio:
+            install_beside(LABEL_STUDIO_VENV, "Label Studio", [LABEL_STUDIO])
+            return run_child([str(python), "-m", "pytest", "-rs", SERVER_TESTS], environment(offline=True))
+        if options.command == "test" and options.quick:
+            return run_child([str(python), "-m", "pytest", "tests"], environment(offline=True))
         if options.command == "test":
-            return run_tests(python, options.quick)
+            return run_tests(python, options.all)
         if options.command == "lab":
             return run_child(lab_command(python, options.extra), environment())
         return run_child([str(python), "-m", "rlhf_helpers.series"] + arguments, environment())
@@ -101,6 +109,7 @@ def parse(arguments):
     some.add_argument("--quick", action="store_true", help="only the tests of the helper package")
     some.add_argument("--label-studio", action="store_true", help="only those with a Label Studio server, installed first (1 GB)")
     some.add_argument("--colab", action="store_true", help="only those of the labelling views, with Colab's widgets, installed first")
+    some.add_argument("--all", action="store_true", help="all of these, as continuous integration does")
     refresh = commands.add_parser("refresh", help="run the notebooks and write their outputs into them")
     refresh.add_argument("numbers", metavar="NN", nargs="*", type=notebook_number, help="only these notebooks")
     options, extra = top.parse_known_args(arguments)
@@ -135,26 +144,33 @@ def lab_command(python, extra):
     return [str(python), "-m", "jupyterlab"] + options + extra
 
 
-def run_tests(python, quick):
-    """Run the tests of the helpers and of the notebooks side by side; show the former's output after the latter's."""
+def run_tests(python, everything=False):
+    """Run the tests of the notebooks, of the helpers and, if wanted, the others side by side; all but the first keep
+    their output to themselves until the end."""
     pytest = [str(python), "-m", "pytest"]
     settings = environment(offline=True)
-    if quick:
-        return run_child(pytest + ["tests"], settings)
     this_run = dict(settings, RLHF_RUN="test", RLHF_PROFILE="practice", RLHF_SEED="0")
     shutil.rmtree(str(Path(settings["RLHF_RUNS"]) / "test"), ignore_errors=True)
-    with tempfile.TemporaryFile() as held_back:
-        helpers = subprocess.Popen(pytest + ["tests"], stdout=held_back, stderr=held_back, cwd=str(ROOT), env=settings)
-        try:
-            notebooks_code, notebooks_summary = stream(pytest + ["notebooks"] + NBVAL, this_run)
-            helpers_code = helpers.wait()
-        finally:
-            stop(helpers)
-        held_back.seek(0)
-        text = held_back.read().decode("utf-8", "replace")
-    print(text)
-    print(f"notebooks: {notebooks_summary}\nhelpers:   {last_line(text)}")
-    return 1 if notebooks_code or helpers_code else 0
+    jobs = {"helpers": (pytest + ["tests", "-rs", "--ignore=" + SERVER_TESTS], settings)}
+    if everything:
+        jobs.update({option: ([sys.executable, str(ROOT / "run.py"), "test", "--" + option], environment())
+                     for option in ("label-studio", "colab")})
+    with ExitStack() as stack:
+        outputs = {name: stack.enter_context(tempfile.TemporaryFile()) for name in jobs}
+        children = {}
+        for name, (command, own) in jobs.items():
+            children[name] = subprocess.Popen(command, stdout=outputs[name], stderr=outputs[name], cwd=str(ROOT), env=own)
+            stack.callback(stop, children[name])
+        code, summary = stream(pytest + ["notebooks"] + NBVAL, this_run)
+        codes, summaries = [code], {"notebooks": summary}
+        for name, child in children.items():
+            codes.append(child.wait())
+            outputs[name].seek(0)
+            text = outputs[name].read().decode("utf-8", "replace")
+            print(text)
+            summaries[name] = last_line(text)
+    print("\n".join("{:<14}{}".format(name + ":", said) for name, said in summaries.items()))
+    return 1 if any(codes) else 0
 
 
 # --- the children -----------------------------------------------------------------------------------------------------
@@ -249,10 +265,17 @@ def make_environment(python):
         print("The environment in .venv is unfinished or out of date: making it again.")
         shutil.rmtree(str(VENV))
     VENV.mkdir()
-    step("Making the environment in .venv", [sys.executable, "-m", "venv", str(VENV)])
-    install = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
-    step("Installing PyTorch", install + torch_arguments())
-    step("Installing the other packages", install + ["--requirement", str(REQUIREMENTS)])
+    step("Making the environment in .venv", [sys.executable, "-m", "venv", str(VENV)], VENV)
+    step("Installing PyTorch", pip(python) + torch_arguments(), VENV)
+    step("Installing the other packages", pip(python) + ["--requirement", str(REQUIREMENTS)], VENV)
+
+
+def add_to_environment(python, name, packages):
+    """Install into .venv what most people need not have, unless it is there."""
+    stamp, wanted = VENV / "added.txt", " ".join(packages)
+    if not (stamp.exists() and stamp.read_text() == wanted):
+        step("Installing " + name, pip(python) + packages, VENV)
+        stamp.write_text(wanted)
 
 
 def install_beside(venv, name, packages):
@@ -260,12 +283,16 @@ def install_beside(venv, name, packages):
     stamp, wanted = venv / "made_from.txt", " ".join(packages)
     python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not (stamp.exists() and stamp.read_text() == wanted):
-        if venv.exists():
-            shutil.rmtree(str(venv))
-        step("Making the environment in " + venv.name, [sys.executable, "-m", "venv", str(venv)])
-        step("Installing " + name, [str(python), "-m", "pip", "install", "--disable-pip-version-check"] + packages)
+        shutil.rmtree(str(venv), ignore_errors=True)
+        venv.mkdir()
+        step("Making the environment in " + venv.name, [sys.executable, "-m", "venv", str(venv)], venv)
+        step("Installing " + name, pip(python) + ["--no-compile"] + packages, venv)       # most of it is never imported
         stamp.write_text(wanted)
     return python
+
+
+def pip(python):
+    return [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
 
 
 def check_this_computer():
@@ -306,9 +333,9 @@ def answers(address):
         return False
 
 
-def step(title, command):
-    """Run one step of the set-up with its output in a log; show how long it takes, and explain it if it fails."""
-    log = VENV / "install.log"
+def step(title, command, venv):
+    """Run one step of making an environment with its output in a log; show how long it takes, and explain a failure."""
+    log = venv / "install.log"
     started = time.time()
     live = sys.stdout.isatty()
     with log.open("ab") as output:

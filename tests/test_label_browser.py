@@ -8,9 +8,11 @@ import os
 import re
 import signal
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
+import psutil
 import pytest
 from jupyter_browser import CHROMIUM, browser_page, open_notebook, run_cell, server, write_notebook
 from label_makers import CANDIDATES
@@ -23,7 +25,9 @@ MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None] + 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900),
               pytest.mark.skipif(bool(MISSING), reason=f"not installed here: {', '.join(MISSING)}")]
 
-IDLE = 0.75                         # load a processor with which times are still those of the interface; the test itself makes some
+PRESSES = 40
+FELT_MS = 150                       # longest median time from a key to the next pair on the screen
+IDLE = 0.1                          # so much of the processors' time may others take before times are no more the interface's own
 
 SET_UP = f"""import os
 from pathlib import Path
@@ -46,11 +50,40 @@ RANK = """sets = [dict(row, responses=[
   enumerate(("Sleep early.", "Drink some tea in the evening.", "Read a calm book for half an hour.", "Count sheep."))])
   for row in candidates]
 label_view(LabellingSession(store, sets, "rita", task="rank"), goal=3)"""
-BUSY = "import time\nfor _ in range(80): time.sleep(0.1)"
+TRAIN = """import time, torch
+model = torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.ReLU(), torch.nn.Linear(512, 1))
+optimizer, inputs, latest_end = torch.optim.Adam(model.parameters()), torch.randn(256, 512), time.monotonic() + 120
+Path("training").touch()
+while not Path("enough").exists() and time.monotonic() < latest_end:
+    loss = torch.nn.functional.mse_loss(model(inputs)[:, 0], inputs.sum(1))
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+Path("trained").write_text(str(loss.item()))"""
 CHAT = 'chat_view(Chat({"sft": lambda p: "Sleep.", "dpo": lambda p: "Sleep well, and long."}, store, "chris"))'
 FORM = """from rlhf_helpers.labelling.plain_view import instruction_form
 instruction_form("mine.jsonl", topics=["sleep", "tea"])"""
-CELLS = [SET_UP, LABEL, RANK, BUSY, CHAT, FORM]
+CELLS = [SET_UP, LABEL, RANK, TRAIN, CHAT, FORM]
+MANY = """import sys
+sys.path.append(TESTS)
+from label_makers import many
+def view_of(pairs, labels):
+    mine = LabellingSession(LabelStore(f"{pairs}.sqlite"), many(pairs), "ann")
+    events = [mine._event(mine._shown(pair), **mine._judgement(pair, "left", 9000, None)) for pair in list(mine._pairs)[:labels]]
+    mine.store.record(*events)
+    return label_view(LabellingSession(mine.store, many(pairs), "ann", repeats=0.1))
+""".replace("TESTS", repr(str(Path(__file__).parent)))
+WAITS = """() => {
+  const root = document.querySelector('.rl-root');
+  window.waits = [];
+  root.addEventListener('keydown', (event) => { window.pressed = event.timeStamp; }, true);
+  const drawn = () => requestAnimationFrame(() => requestAnimationFrame(() => waits.push(performance.now() - pressed)));
+  new MutationObserver(drawn).observe(root.querySelector('.rl-prompt'), {childList: true, characterData: true});
+}"""
+
+
+def needs(name):
+    return pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"not installed here: {name}")
 
 
 @pytest.fixture
@@ -99,6 +132,15 @@ def press(page, key):
     page.keyboard.press(key)
 
 
+def tab_to_the_labels(page):
+    """For people without a mouse."""
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.closest('.rl-root') !== null"):
+            return
+    raise AssertionError("Tab does not come to the labels")
+
+
 def code_cells(page):
     return page.locator(".jp-Notebook .jp-CodeCell").count()
 
@@ -138,7 +180,7 @@ def test_lab_by_key_and_mouse(folder, store):
         assert hebrew.evaluate("(e) => getComputedStyle(e).direction") == "rtl"
         cells = code_cells(page)
         picture(page, folder, "lab-light")
-        page.locator(".rl-prompt").click()
+        tab_to_the_labels(page)
 
         left, right = answers(page)
         press(page, "1")
@@ -198,17 +240,9 @@ def test_lab_by_key_and_mouse(folder, store):
         picture(page, folder, "lab-help")
         page.keyboard.press("h")
 
-        waits = []
         for number in range(3, 14):
-            read_for_a_moment()
-            before, started = answers(page), time.monotonic()
-            page.keyboard.press("12"[number % 2])
-            page.wait_for_function("(old) => document.querySelector('.rl-card .rl-text').textContent !== old", arg=before[0])
-            waits.append(1000 * (time.monotonic() - started))
+            press(page, "12"[number % 2])
             wait_status(page, f"Saved {number} of 20")
-        idle = os.getloadavg()[0] < IDLE * (os.cpu_count() or 1)
-        print(f"from the key to the next pair: median {median(waits):.0f} ms, longest {max(waits):.0f} ms, idle: {idle}")
-        assert median(waits) < (150 if idle else 1000)
         picture(page, folder, "lab-figures")
         worst = page.evaluate(CONTRAST)
         assert worst[0] >= 4.5, worst
@@ -226,19 +260,85 @@ def test_lab_by_key_and_mouse(folder, store):
         assert page.outside == []
 
 
-def test_lab_survives_a_busy_kernel_a_reload_and_a_killed_one(folder, store):
+def seconds_of(process):
+    with suppress(psutil.NoSuchProcess):
+        return sum(process.cpu_times()[:2])
+    return 0
+
+
+@contextmanager
+def share_of_others():
+    """A list that in the end holds the share of all processors' time which went to processes that are not ours."""
+    def taken():
+        spent, ours = psutil.cpu_times(), [psutil.Process(), *psutil.Process().children(recursive=True)]
+        idle = spent.idle + getattr(spent, "iowait", 0)
+        return sum(spent[:8]), sum(spent[:8]) - idle - sum(map(seconds_of, ours))
+
+    found, (time_before, others_before) = [], taken()
+    yield found
+    time_after, others_after = taken()
+    found.append((others_after - others_before) / (time_after - time_before))
+
+
+@pytest.mark.parametrize("pairs, labels", [(100, 10), (10_000, 9_900)])
+def test_the_next_pair_is_there_at_once(tmp_path, pairs, labels):
+    """Measured by the browser: from the key to the end of the frame in which the next pair is drawn. It has to be quick
+    wherever nothing else took much of the processors meanwhile; elsewhere, only not hopeless."""
+    write_notebook(tmp_path / "labels.ipynb", [SET_UP + MANY, f"view_of({pairs}, {labels})"])
+    with server("lab", tmp_path, "labels.ipynb") as address, browser_page() as page:
+        start(page, address, 0, 1)
+        wait_status(page, f"Saved {labels} of")
+        page.locator(".rl-prompt").click()
+        page.evaluate(WAITS)
+        with share_of_others() as others:
+            for number in range(PRESSES):
+                press(page, "12"[number % 2])
+                page.wait_for_function("(number) => waits.length > number", arg=number)
+        waits = sorted(page.evaluate("waits"))
+        assert len(waits) == PRESSES
+    label_count = len(LabelStore(tmp_path / f"{pairs}.sqlite").events())
+    print(f"from the key to the next pair of {pairs}: n {len(waits)}, median {median(waits):.0f} ms, "
+          f"95 % within {waits[int(0.95 * len(waits))]:.0f} ms, others took {others[0]:.0%} of the processors' time")
+    assert label_count == labels + PRESSES
+    assert median(waits) <= (FELT_MS if others[0] < IDLE else 1000)
+
+
+def wait_for_file(path):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline, f"there is no {path.name}"
+        time.sleep(0.1)
+
+
+def test_lab_takes_labels_while_a_model_is_trained(folder, store):
+    """As soon as it is pressed the label is on the disk, or the page says that it waits; after the training it is there."""
     with server("lab", folder, "labels.ipynb") as address, browser_page() as page:
         start(page, address, 0, 1)
         wait_status(page, "Saved 0 of 20")
         run_cell(page, 3, wait=False)
+        wait_for_file(folder / "training")
+        page.locator(".rl-prompt").click()
+        for number in (1, 2, 3):
+            press(page, "1")
+            wait_status(page, f"Saved {number} of 20|Not saved yet: the kernel does not answer. Your act waits")
+            said = status(page).text_content()
+            print(f"while a cell was training, the status said {said!r}")
+            assert not (folder / "trained").exists() and len(store.labels()) >= number * said.startswith("Saved")
+            if not said.startswith("Saved"):
+                break
+        picture(page, folder, "lab-training")
+        (folder / "enough").touch()
+        wait_for_file(folder / "trained")
+        wait_status(page, f"Saved {number} of 20")
+        assert len(store.labels()) == len(store.events()) == number and 0 <= float((folder / "trained").read_text()) < 512
+
+
+def test_lab_survives_a_reload_and_a_killed_kernel(folder, store):
+    with server("lab", folder, "labels.ipynb") as address, browser_page() as page:
+        start(page, address, 0, 1)
         page.locator(".rl-prompt").click()
         press(page, "1")
-        status(page).filter(has_text=re.compile("Saved 1 of 20|Saving|Not saved yet")).wait_for()
-        said = status(page).text_content()
         wait_status(page, "Saved 1 of 20")
-        print(f"while a cell was running, the status said {said!r}")
-        assert len(store.labels()) == 1
-
         pair = answers(page)
         page.reload()
         start(page, address, 0, 1)
@@ -352,6 +452,7 @@ def test_lab_writes_edits_and_rates_instructions(folder):
         assert page.outside == []
 
 
+@needs("notebook")
 def test_notebook_7(folder, store):
     with server("notebook", folder, "labels.ipynb") as address, browser_page() as page:
         start(page, address, 0, 1)
@@ -376,7 +477,7 @@ def test_notebook_7(folder, store):
         assert len(store.labels()) == 1 and len(store.events()) == 3 and page.outside == []
 
 
-@pytest.mark.skipif(importlib.util.find_spec("voila") is None, reason="voila is not installed here")
+@needs("voila")
 def test_voila(tmp_path):
     write_notebook(tmp_path / "labels.ipynb", [SET_UP + LABEL])
     store = LabelStore(tmp_path / "labels.sqlite")

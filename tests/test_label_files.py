@@ -8,8 +8,9 @@ import pytest
 from label_makers import CANDIDATES, FOUR, candidate_set
 
 from rlhf_helpers import formats
-from rlhf_helpers.labelling import export, importing, log
+from rlhf_helpers.labelling import export, importing, log, ratings
 from rlhf_helpers.labelling import store as store_module
+from rlhf_helpers.labelling.chat import Chat
 from rlhf_helpers.labelling.session import LabellingSession
 from rlhf_helpers.labelling.store import LabelStore, StoreError
 
@@ -121,7 +122,7 @@ def test_kto_is_what_the_pairs_say(tmp_path):
     audit = export.export_kto(store, tmp_path / "kto.jsonl")
     rows = {formats.as_text(row["completion"]): row["label"] for row in formats.read_judgements(tmp_path / "kto.jsonl")}
     assert rows == {"A": True, "B": False, "C": False, "D": False, "F": False, "G": True, "I": True, "J": True}
-    assert audit == {"answers": 9, "kept": 8, "good": 4, "dropped": {"no verdict": 0, "judged both ways": 1}}
+    assert audit == {"answers": 9, "kept": 8, "good": 4, "dropped": {"no verdict": 0, "judged both ways": 1, "test": 0}}
     other = LabelStore(tmp_path / "other.sqlite")
     assert importing.import_kto(other, tmp_path / "kto.jsonl", "eve") == {
         "rows": 8, "added": 4, "known": 0, "dropped": {"no counterpart": 0}}
@@ -139,6 +140,33 @@ def test_rankings_go_out_and_come_back(store, tmp_path):
     assert [event.ranking for event in other.rankings()] == [event.ranking for event in store.rankings()]
     (tmp_path / "two.jsonl").write_text('{"prompt": "p", "ranking": [["a"], ["a"]], "annotator": "x"}\n')
     assert importing.import_rankings(other, tmp_path / "two.jsonl")["dropped"] == {"not two to nine different answers": 1}
+
+
+def test_votes_of_a_chat_are_a_test_and_train_nothing(store, tmp_path):
+    """The chat of notebook 09 is the last exam: what it asks must not be what the next round was trained on."""
+    before = [export_one(store, tmp_path / "before.jsonl") for export_one in (export.export_preferences, export.export_kto)]
+    chat = Chat({"sft": lambda prompt: "Sleep.", "dpo": lambda prompt: "Sleep well.", "base": lambda prompt: "Tea."}, store, "ann")
+    session = chat.ask("Tired?")
+    session.rank(session.current.pair_id, [[1], [2], [3]], confirmed=True)
+    pairs, kto, ranked = (export_one(store, tmp_path / "after.jsonl") for export_one in (
+        export.export_preferences, export.export_kto, export.export_rankings))
+    assert pairs["dropped"]["test of the models in a chat"] == pairs["pairs"] - before[0]["pairs"] == 3
+    assert pairs["kept"] == before[0]["kept"]
+    assert kto["kept"] == before[1]["kept"] and kto["dropped"]["test"] == before[1]["dropped"]["test"] + 3
+    assert ranked["dropped"]["test"] == 1 and not any("Tired?" in str(row) for row in formats.read_rankings(tmp_path / "after.jsonl"))
+    assert len(ratings.games(store, [label for label in store.labels() if label.group == session.first.pair_id])) == 3
+    assert export.export_table(store, tmp_path / "all.csv")["kept"] == len(store.labels())
+
+
+def test_a_candidate_pair_stays_one_when_a_chat_has_it_too(tmp_path):
+    store = LabelStore(tmp_path / "labels.sqlite")
+    texts = ("Sleep.", "Sleep well.")
+    answers = [{"id": text, "text": text, "model": "sft", "settings": {}} for text in texts]
+    session = LabellingSession(store, [{"prompt": "Tired?", "responses": answers}], "ann")
+    session.choose(session.current.pair_id, "left")
+    Chat(dict(zip("abc", map(lambda text: lambda prompt: text, (*texts, "Tea.")))), store, "ann").ask("Tired?")
+    audit = export.export_preferences(store, tmp_path / "preferences.jsonl")
+    assert (audit["pairs"], audit["kept"], audit["dropped"]["test of the models in a chat"]) == (3, 1, 2)
 
 
 def test_two_answers_can_be_ranked_too(tmp_path):

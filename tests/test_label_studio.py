@@ -98,12 +98,18 @@ def test_a_broken_push_is_finished_by_the_next_without_doubles(fake, store, when
     assert sorted(task["data"]["prompt"] for task in fake.tasks.values()) == sorted(row["prompt"] for row in rows)
 
 
-def test_a_broken_pull_keeps_the_pages_it_had_and_the_next_finishes(fake, store, annotator):
+def judged(fake, store, annotator, tasks):
+    """A server, and the number of its project with so many pairs, of all of which the left answer was preferred."""
     server = LabelStudio()
     project = server.project("pairs")
-    server.push(project, store, candidates(5))
+    server.push(project, store, candidates(tasks))
     for number in list(fake.tasks):
         annotator.judge(number, prefer("left"))
+    return server, project
+
+
+def test_a_broken_pull_keeps_the_pages_it_had_and_the_next_finishes(fake, store, annotator):
+    server, project = judged(fake, store, annotator, 5)
     fake.before = on_the(3, "/api/tasks/", "hang up")
     with pytest.raises(LabelStudioError, match="Nothing answers at LABEL_STUDIO_URL, or it broke off"):
         server.pull(project, store)
@@ -113,11 +119,7 @@ def test_a_broken_pull_keeps_the_pages_it_had_and_the_next_finishes(fake, store,
 
 
 def test_tasks_deleted_while_pages_are_read_hide_no_others(fake, store, annotator):
-    server = LabelStudio()
-    project = server.project("pairs")
-    server.push(project, store, candidates(6))
-    for number in list(fake.tasks):
-        annotator.judge(number, prefer("left"))
+    server, project = judged(fake, store, annotator, 6)
     pages = server._pages(project)
     seen = [task["id"] for task in next(pages)]
     del fake.tasks[seen[0]]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from jupyter_browser import CHROMIUM
 from label_studio_round_trip import Annotator, candidates, check_pairs, check_ranking, check_scores, choose, prefer, rank, tasks_of
 
 from rlhf_helpers.label_studio import LabelStudio, LabelStudioError
@@ -160,12 +161,11 @@ def test_every_export_says_the_same_as_the_pull(annotator, tmp_path, store, rank
 @pytest.fixture
 def page(address):
     """A page of a real browser in which the user is logged in; it may speak to this computer only."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if not path:
-        pytest.skip("no Chromium here")
+    playwright = pytest.importorskip("playwright.sync_api", reason="not installed here: playwright")
+    if not CHROMIUM:
+        pytest.skip("not installed here: chromium")
     with playwright.sync_playwright() as tool:
-        with logged_in(tool.chromium.launch(executable_path=path, args=["--no-sandbox"]), address) as page:
+        with logged_in(tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]), address) as page:
             yield page
 
 

@@ -1,11 +1,9 @@
 """The keyboard widget and the plain view without a browser: what a message does to the store, and what is shown of it."""
 import copy
 import threading
-import time
-from statistics import median
 
 import pytest
-from label_makers import CANDIDATES, FOUR, candidate_set, many
+from label_makers import CANDIDATES, FOUR, candidate_set
 
 from rlhf_helpers.labelling import plain_view, view
 from rlhf_helpers.labelling.chat import Chat
@@ -166,28 +164,6 @@ def test_acts_for_one_store_or_annotator_wait_apart_from_others(store, tmp_path)
     boxes = {widget.LabelWidget(LabellingSession(at, CANDIDATES, name)).state["box"]
              for at in (store, LabelStore(tmp_path / "other.sqlite")) for name in ("ann", "bob")}
     assert len(boxes) == 4
-
-
-def seconds_an_act(store, pairs, labels):
-    """The median work between a press and the next pair, in seconds of the processor, with so many pairs and labels there."""
-    session = LabellingSession(store, many(pairs), "ann")
-    store.record(*(session._event(session._shown(pair_id), **session._judgement(pair_id, "left", 900, None))
-                   for pair_id in list(session._pairs)[:labels]))
-    shown = widget.LabelWidget(LabellingSession(store, many(pairs), "ann"))
-    browser, times = Browser(shown), []
-    for _ in range(9):
-        started = time.thread_time()
-        assert browser.send("choose", choice="left")["kind"] == "saved"
-        times.append(time.thread_time() - started)
-    assert shown.state["saved"] == labels + 9
-    return median(times)
-
-
-def test_ten_thousand_pairs_are_as_quick_as_ten(store, tmp_path):
-    """A tenth of a second more would be felt."""
-    few, many_more = seconds_an_act(LabelStore(tmp_path / "few.sqlite"), 10, 0), seconds_an_act(store, 10_000, 9_900)
-    print(f"an act takes {1000 * few:.1f} ms with 10 pairs, {1000 * many_more:.1f} ms with 10,000")
-    assert many_more - few < 0.1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -775,7 +775,7 @@ def test_export_counts_every_pair(store, tmp_path):
     assert audit == formats.read_json(tmp_path / "preferences.audit.json") == {
         "pairs": 8, "kept": 3, "kept_by_person": 1,
         "dropped": {"not labelled": 1, "only skipped": 1, "both good": 1, "both bad": 1, "equal in a ranking": 0,
-                    "votes split evenly": 1, "test of attention": 0},
+                    "votes split evenly": 1, "test of attention": 0, "test of the models in a chat": 0},
         "labels": {"human": 1, "simulated": 17, "skips": 2}, "not in the file": {"strengths": 0, "flags": 0, "comments": 0}}
     rows = formats.read_preferences(path)
     assert [row["annotator"] for row in rows] == ["sim0 + sim1", "sim0 + sim1", "ann"]

@@ -341,6 +341,17 @@ def test_length_grouped_loses_no_row_and_groups_like_with_like(lengths, batch_si
     assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:])), "two batches share a range of lengths"
 
 
+@given(st.lists(st.integers(2, 8), min_size=1, max_size=20), st.integers(0, 30), st.integers(0, 5))
+def test_pairs_of_one_ranking_share_a_batch_unless_it_ends_among_them(sizes, singles, seed):
+    rows = [{"prompt": "x" * (7 * (k + pair) % 50), "group": f"set {k}"} for k, size in enumerate(sizes) for pair in range(size)]
+    rows += [{"prompt": "x" * k, "group": None} for k in range(singles)]
+    ordered = training.length_grouped(rows, ("prompt",), 8, seed)
+    assert sorted(map(str, ordered)) == sorted(map(str, rows))
+    batches = [{row["group"] for row in ordered[k:k + 8]} - {None} for k in range(0, len(ordered), 8)]
+    times = [sum(f"set {k}" in batch for batch in batches) for k in range(len(sizes))]
+    assert max(times) <= 2 and sum(times) - len(sizes) <= len(batches) - 1
+
+
 def test_training_on_nothing_is_refused(tiny, tmp_path):
     for train, rest in ((sft.train_sft, ()), (rewards.train_reward_model, ()), (dpo.train_dpo, (0.1,))):
         with pytest.raises(ValueError, match="no rows to train on"):

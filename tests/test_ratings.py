@@ -1,6 +1,7 @@
 """Ratings of models: known strengths, a second derivation, what order does, and what labels become which games."""
 from itertools import combinations
 
+import evalica
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,7 +19,12 @@ def played(strengths, number, seed=0):
     for x, y in combinations(strengths, 2):
         chance = 1 / (1 + 10 ** ((strengths[y] - strengths[x]) / 400))
         rows += [(x, y, Winner.X if win else Winner.Y) for win in rng.random(number) < chance]
-    return pd.DataFrame(rows, columns=["x", "y", "winner"]).sample(frac=1, random_state=seed)
+    return table(*rows).sample(frac=1, random_state=seed)
+
+
+def table(*games):
+    """Games that are each about a prompt of its own."""
+    return pd.DataFrame(games, columns=["x", "y", "winner"]).assign(prompt=range(len(games)))
 
 
 TRUE = {"dpo": 1150, "sft": 1000, "base": 850}
@@ -34,7 +40,7 @@ def test_bradley_terry_finds_known_strengths_within_its_intervals():
 
 def test_bradley_terry_is_the_most_probable_strength():
     """Minimise the negative log-likelihood directly; a draw is half a win each, and every two models drew once more."""
-    games = pd.concat([played(TRUE, 20), pd.DataFrame([("dpo", "base", Winner.Draw)] * 3, columns=["x", "y", "winner"])])
+    games = pd.concat([played(TRUE, 20), table(*[("dpo", "base", Winner.Draw)] * 3)])
     share = ratings.wins(games) + 0.5 * (1 - np.eye(3))
     names = list(share.index)
 
@@ -48,7 +54,7 @@ def test_bradley_terry_is_the_most_probable_strength():
 
 
 def test_a_model_that_never_lost_is_good_and_not_infinitely_so():
-    games = pd.DataFrame([("a", "b", Winner.X)] * 9 + [("b", "c", Winner.X)] * 9, columns=["x", "y", "winner"])
+    games = table(*[("a", "b", Winner.X)] * 9, *[("b", "c", Winner.X)] * 9)
     rated = ratings.bradley_terry(games, resamples=50)
     assert list(rated) == ["a", "b", "c"] and 1000 < rated["a"]["estimate"] < 2500
     with pytest.raises(ValueError, match="no games: label pairs"):
@@ -57,10 +63,34 @@ def test_a_model_that_never_lost_is_good_and_not_infinitely_so():
 
 def test_elo_by_hand():
     """Equal players, k 16: the winner gains 8. Then 1008 meets 1000: expected 1 / (1 + 10 ** (-8 / 400))."""
-    games = pd.DataFrame([("a", "b", Winner.X), ("a", "c", Winner.Y)], columns=["x", "y", "winner"])
+    games = table(("a", "b", Winner.X), ("a", "c", Winner.Y))
     rated = ratings.elo(games, resamples=10)
     loss = 16 / (1 + 10 ** (-8 / 400))
     assert {name: value["estimate"] for name, value in rated.items()} == pytest.approx({"a": 1008 - loss, "b": 992, "c": 1000 + loss})
+
+
+def width(rated):
+    return np.array([value["high"] - value["low"] for _, value in sorted(rated.items())])
+
+
+def test_the_interval_counts_prompts_and_not_games():
+    """With one game a prompt it is evalica's own bootstrap of games; the same games said four times make it no narrower, as
+    they do if each is taken for news."""
+    games = played(TRUE, 20)
+    once, plain = ratings.bradley_terry(games, resamples=400), evalica.bootstrap(
+        ratings._bradley_terry, *(list(games[name]) for name in ("x", "y", "winner")), n_resamples=400, bootstrap_method="percentile",
+        random_state=np.random.default_rng(0))
+    for name, value in once.items():
+        assert (value["low"], value["high"]) == pytest.approx((plain.low[name], plain.high[name]))
+    repeated = pd.concat([games] * 4, ignore_index=True)
+    as_news = ratings.bradley_terry(repeated.assign(prompt=range(len(repeated))), resamples=400)
+    assert width(ratings.bradley_terry(repeated, resamples=400)) == pytest.approx(width(once), rel=0.2)
+    assert np.all(width(as_news) < 0.65 * width(once))
+
+
+def test_one_prompt_says_nothing_of_others():
+    rated = ratings.bradley_terry(played(TRUE, 5).assign(prompt="the same"))
+    assert all((value["low"], value["high"]) == (-np.inf, np.inf) for value in rated.values())
 
 
 def test_order_changes_elo_and_not_bradley_terry():
@@ -71,8 +101,8 @@ def test_order_changes_elo_and_not_bradley_terry():
 
 def test_wins_add_up():
     games = played(TRUE, 10)
-    table = ratings.wins(pd.concat([games, pd.DataFrame([("dpo", "sft", Winner.Draw)], columns=["x", "y", "winner"])]))
-    assert table.to_numpy().sum() == len(games) + 1 and (table + table.T).loc["dpo", "sft"] == 11 and np.trace(table) == 0
+    won = ratings.wins(pd.concat([games, table(("dpo", "sft", Winner.Draw))]))
+    assert won.to_numpy().sum() == len(games) + 1 and (won + won.T).loc["dpo", "sft"] == 11 and np.trace(won) == 0
 
 
 def test_labels_become_games(tmp_path):
@@ -82,6 +112,7 @@ def test_labels_become_games(tmp_path):
     shown = [answer.model for answer in session.current.answers]
     session.rank(session.current.pair_id, [[shown.index("dpo + grpo") + 1], sorted([shown.index("sft") + 1, shown.index("base") + 1])])
     found = ratings.games(store)
-    table = ratings.wins(found)
-    assert len(found) == 5 and table.loc["dpo", "sft"] == table.loc["grpo", "base"] == 1 and table.loc["sft", "base"] == 0.5
-    assert table.loc["dpo", "grpo"] == 0
+    won = ratings.wins(found)
+    assert set(found["prompt"]) == {"p"}
+    assert len(found) == 5 and won.loc["dpo", "sft"] == won.loc["grpo", "base"] == 1 and won.loc["sft", "base"] == 0.5
+    assert won.loc["dpo", "grpo"] == 0

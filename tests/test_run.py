@@ -37,7 +37,7 @@ def steps(place, monkeypatch):
     """The steps taken, by title; the first one makes the file that stands for the environment's Python."""
     taken = []
 
-    def step(title, command):
+    def step(title, command, venv):
         taken.append(title)
         if command[1:3] == ["-m", "venv"]:
             python = run.Path(command[3]) / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -123,15 +123,23 @@ def test_the_environment_is_made_once(started, steps):
 def test_the_tests_with_the_widgets_of_colab_have_a_python_of_their_own(started, steps, place):
     for _ in range(2):
         assert run.main(["test", "--colab"]) == 0
-    assert steps[3:] == ["Making the environment in .venv-colab", "Installing the widgets of Colab"]
+    assert steps == ["Making the environment in .venv-colab", "Installing the widgets of Colab"]
     assert all(command[0].startswith(str(place / ".venv-colab")) and command[-2:] == run.COLAB_TESTS for command in started)
+
+
+def test_what_only_some_tests_need_is_installed_once_and_only_for_them(started, steps, monkeypatch):
+    monkeypatch.setattr(run, "run_tests", lambda python, everything: 0)
+    assert run.main(["test", "--quick"]) == 0 and len(steps) == 3
+    assert run.main(["test"]) == run.main(["test", "--all"]) == 0
+    assert steps[3:] == ["Installing what the tests with a browser need"]
 
 
 def test_label_studio_is_installed_once_and_only_when_asked_for(started, steps):
     for _ in range(2):
         assert run.main(["test", "--label-studio"]) == 0
-    assert steps[3:] == ["Making the environment in .venv-label-studio", "Installing Label Studio"]
-    assert [command[1:] for command in started] == [["-m", "pytest", "tests/test_label_studio_server.py"]] * 2
+    assert steps[4:] == ["Making the environment in .venv-label-studio", "Installing Label Studio"]
+    assert [command[1:] for command in started] == [["-m", "pytest", "-rs", run.SERVER_TESTS]] * 2
+    assert (run.Path(run.__file__).parent / run.SERVER_TESTS).exists()
 
 
 @pytest.mark.parametrize("damage", ["no stamp", "other requirements", "no python"])
@@ -154,8 +162,8 @@ def test_a_half_made_or_old_environment_is_made_again(started, steps, place, dam
 def test_a_set_up_that_stops_leaves_no_stamp(started, steps, place, monkeypatch, stop, code):
     whole = run.step
 
-    def step(title, command):
-        whole(title, command)
+    def step(title, command, venv):
+        whole(title, command, venv)
         if title == "Installing the other packages":
             raise stop
 
@@ -191,9 +199,9 @@ def test_the_environment_in_use_is_not_deleted(started, steps, place, monkeypatc
 
 def test_a_step_keeps_a_log_and_explains_its_failure(place, capsys):
     (place / ".venv").mkdir()
-    run.step("Counting", [sys.executable, "-c", "print('WARNING: noise'); print('one')"])
+    run.step("Counting", [sys.executable, "-c", "print('WARNING: noise'); print('one')"], run.VENV)
     with pytest.raises(run.SetupError) as failed:
-        run.step("Breaking", [sys.executable, "-c", "print('ERROR: no such package'); raise SystemExit(1)"])
+        run.step("Breaking", [sys.executable, "-c", "print('ERROR: no such package'); raise SystemExit(1)"], run.VENV)
     assert "Breaking failed." in str(failed.value) and "ERROR: no such package" in str(failed.value)
     assert "WARNING" not in str(failed.value)
     assert (place / ".venv" / "install.log").read_text().startswith("WARNING: noise\none\n")
@@ -204,7 +212,7 @@ def test_a_disk_that_fills_during_the_download_is_named(place):
     (place / ".venv").mkdir()
     text = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
     with pytest.raises(run.SetupError, match="Installing: the disk is full"):
-        run.step("Installing", [sys.executable, "-c", f"print({text!r}); raise SystemExit(1)"])
+        run.step("Installing", [sys.executable, "-c", f"print({text!r}); raise SystemExit(1)"], run.VENV)
 
 
 def test_other_trouble_with_the_disk_is_no_traceback(started, steps, place, capsys):
@@ -234,7 +242,7 @@ def test_where_there_is_no_cpu_build_the_ways_out_are_named(place):
     (place / ".venv").mkdir()
     text = f"ERROR: No matching distribution found for {run.TORCH}+cpu"
     with pytest.raises(run.SetupError, match=r"newer than 3\.14[\s\S]*whl/cpu reachable[\s\S]*PIP_FIND_LINKS"):
-        run.step("Installing PyTorch", [sys.executable, "-c", f"print({text!r}); raise SystemExit(1)"])
+        run.step("Installing PyTorch", [sys.executable, "-c", f"print({text!r}); raise SystemExit(1)"], run.VENV)
 
 
 def test_a_server_that_does_not_answer_is_no_error():
@@ -253,24 +261,30 @@ def test_children_get_a_quiet_one_thread_environment(monkeypatch):
     assert run.environment(offline=True)["HF_HUB_OFFLINE"] == "1"
 
 
-@pytest.mark.parametrize("failing", ["none", "tests", "notebooks"])
-def test_both_kinds_of_tests_run_and_either_can_fail(place, monkeypatch, capsys, failing):
-    """A file pytest.py in the folder stands for pytest; it tells what it was started with."""
-    (place / "pytest.py").write_text(
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("failing", ["none", "tests", "notebooks", "test --label-studio", "test --colab"])
+def test_all_kinds_of_tests_run_and_any_can_fail(place, monkeypatch, capsys, failing, everything):
+    """The files pytest.py and run.py in the folder stand for the real ones; they tell what they were started with."""
+    stand_in = (
         "import os, sys\n"
-        "print(*sys.argv[1:], os.environ['HF_HUB_OFFLINE'], os.environ.get('RLHF_RUN'))\n"
-        f"failed = sys.argv[1] == {failing!r}\n"
+        "print(*sys.argv[1:], os.environ.get('HF_HUB_OFFLINE'), os.environ.get('RLHF_RUN'))\n"
+        f"failed = f'{{\" \".join(sys.argv[1:])}} '.startswith({failing!r} + ' ')\n"
         "print('=====', 'failed' if failed else 'passed', '=====', flush=True)\n"
         "sys.exit(failed)\n"
     )
+    (place / "pytest.py").write_text(stand_in)
+    (place / "run.py").write_text(stand_in)
     monkeypatch.delenv("RLHF_RUNS", raising=False)
     (place / "runs" / "test" / "old").mkdir(parents=True)
-    assert run.run_tests(sys.executable, quick=False) == (failing != "none")
+    kinds = {"notebooks": "notebooks", "helpers": "tests"}
+    if everything:
+        kinds.update({"label-studio": "test --label-studio", "colab": "test --colab"})
+    assert run.run_tests(sys.executable, everything) == (failing in kinds.values())
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == " ".join(["notebooks", *run.NBVAL, "1", "test"])
-    assert printed[2].startswith("tests 1")
-    expected = {name: "failed" if name == failing else "passed" for name in ("notebooks", "tests")}
-    assert printed[-2:] == [f"notebooks: {expected['notebooks']}", f"helpers:   {expected['tests']}"]
+    assert printed[2].startswith(f"tests -rs --ignore={run.SERVER_TESTS} 1")
+    expected = [(name + ":", "failed" if what == failing else "passed") for name, what in kinds.items()]
+    assert [tuple(line.split()) for line in printed[-len(kinds):]] == expected
     assert not (place / "runs" / "test").exists()
 
 

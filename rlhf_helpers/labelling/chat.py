@@ -2,14 +2,15 @@
 from collections.abc import Callable, Mapping
 
 from .session import BadAct, LabellingSession, Shown
-from .store import BOTH, LabelStore, Response
+from .store import BOTH, FROM_CHAT, LabelStore, Response
 
 
 class Chat:
     """What `annotator` asks of all `models` ({name: function from a prompt to an answer}), blind until it is judged.
 
     Two answers are compared and three to nine ranked, through a LabellingSession on `store`; models that give the very same
-    answer share it. Raises ValueError unless there are two to nine models.
+    answer share it. The votes test the models, so exports for training leave them out and count them. Raises ValueError
+    unless there are two to nine models.
     """
 
     def __init__(self, models: Mapping[str, Callable[[str], str]], store: LabelStore, annotator: str = "me", blind: bool = True):
@@ -28,7 +29,7 @@ class Chat:
         for number, (name, model) in enumerate(self.models.items(), 1):
             tell(f"Answer {number} of {len(self.models)} ...")
             said.setdefault(model(prompt), []).append(name)
-        answers = [{"id": str(number), "text": text, "model": BOTH.join(names), "settings": {"source": "chat"}}
+        answers = [{"id": str(number), "text": text, "model": BOTH.join(names), "settings": FROM_CHAT}
                    for number, (text, names) in enumerate(said.items())]
         self.session = self.last = None
         if len(answers) == 1:

@@ -2,12 +2,15 @@
 
 | function | one row is | what it cannot hold |
 |---|---|---|
-| `export_preferences` | a pair with a winner, for the reward model and DPO | ties, skips, even votes, strength, flags |
-| `export_kto` | an answer and whether it is good, for TRL's KTO | skips, answers judged both ways |
-| `export_rankings` | a set as one annotator ranked it | labels of pairs |
+| `export_preferences` | a pair with a winner, for the reward model and DPO | ties, skips, even votes, strength, flags, tests |
+| `export_kto` | an answer and whether it is good, for TRL's KTO | skips, answers judged both ways, tests |
+| `export_rankings` | a set as one annotator ranked it | labels of pairs, tests |
 | `export_dataset` | a preference, in a folder that `datasets.load_dataset` reads, with a card | as `export_preferences` |
 | `export_table` | a label, as CSV for spreadsheets | acts that were undone or changed |
 | `log.export_log` | a row of the store: everything | nothing |
+
+Tests are pairs with a known better answer, which test the annotator, and what was asked in a chat, which tests the models: a
+model that is trained on its own test can no longer be tested with it.
 """
 import csv
 import io
@@ -20,7 +23,7 @@ from .agreement import Majority, majority
 from .store import STRENGTHS, Comparison, Label, LabelStore, Response, pairs_in
 
 REASONS = {"not labelled": "not labelled", "skip": "only skipped", "tie_good": "both good", "tie_bad": "both bad",
-           "tie": "equal in a ranking", None: "votes split evenly", "gold": "test of attention"}
+           "tie": "equal in a ranking", None: "votes split evenly", "gold": "test of attention", "chat": "test of the models in a chat"}
 COLUMNS = ("pair", "group", "annotator", "kind", "prompt", "left", "right", "choice", "strength", "left flags",
            "right flags", "comment", "seconds", "probability", "left model", "right model", "at")
 GUARDED = ("=", "+", "-", "@", "\t", "\r", "'")     # a cell that begins so gets an apostrophe, else a spreadsheet may calculate it
@@ -46,12 +49,14 @@ def export_kto(store: LabelStore, path: str | Path, human_first: bool = True) ->
     takes it: the winner of a pair is good and the loser bad, of a tie both are what the tie says. An answer to which
     pairs say different things is what most of them say. Audit: {"answers", "kept", "good", "dropped": {reason: count}}.
     """
-    pairs = {pair.id: pair for each in store.comparisons() if not each.gold for pair in pairs_in(each)}
+    comparisons = store.comparisons()
+    pairs = {pair.id: pair for each in comparisons if not each.is_test for pair in pairs_in(each)}
     said: dict[tuple[str, str], list[bool]] = defaultdict(list)
     answers: dict[tuple[str, str], tuple[Comparison, Response]] = {}
     for pair in pairs.values():
         answers |= {(json.dumps(pair.messages), answer.id): (pair, answer) for answer in pair.responses}
-    for pair_id, verdict in majority(_voting(store.labels(), human_first)).items():
+    labels = [label for label in store.labels() if label.comparison_id in pairs]
+    for pair_id, verdict in majority(_voting(labels, human_first)).items():
         for answer in pairs[pair_id].responses:
             good = {"tie_good": True, "tie_bad": False}.get(verdict.verdict, verdict.verdict == answer.id)
             if verdict.verdict not in (None, "tie"):
@@ -61,22 +66,25 @@ def export_kto(store: LabelStore, path: str | Path, human_first: bool = True) ->
              "label": 2 * sum(said[key]) > len(said[key])}
             for key, (pair, answer) in answers.items() if key in said and key not in even]
     write_judgements(path, rows)
-    return _with_audit(path, {"answers": len(answers), "kept": len(rows), "good": sum(row["label"] for row in rows),
-                              "dropped": {"no verdict": len(answers) - len(said), "judged both ways": len(even)}})
+    tests = {(json.dumps(each.messages), answer.id) for each in comparisons if each.is_test for answer in each.responses} - set(answers)
+    return _with_audit(path, {"answers": len(answers) + len(tests), "kept": len(rows), "good": sum(row["label"] for row in rows),
+                              "dropped": {"no verdict": len(answers) - len(said), "judged both ways": len(even), "test": len(tests)}})
 
 
 def export_rankings(store: LabelStore, path: str | Path) -> dict:
     """Write `prompt`, `ranking` (groups of texts, the best first; a group is a tie), `annotator` and `group` of every
-    ranking. Audit: {"sets", "kept", "dropped": {"not ranked": sets without one}}."""
-    ranked = store.rankings()
-    among = {event.comparison_id for event in ranked}
-    sets = {each.id: each for each in store.comparisons() if len(each.responses) > 2 or each.id in among}
+    ranking. Audit: {"sets", "kept", "dropped": {"not ranked": sets without one, "test": rankings in a chat}}."""
+    rankings = store.rankings()
+    among = {event.comparison_id for event in rankings}
+    sets = {each.id: each for each in store.comparisons() if not each.is_test and (len(each.responses) > 2 or each.id in among)}
+    ranked = [event for event in rankings if event.comparison_id in sets]
     texts = {(each.id, answer.id): answer.text for each in sets.values() for answer in each.responses}
     rows = [{"prompt": sets[event.comparison_id].messages, "annotator": event.annotator, "group": event.comparison_id,
              "ranking": [[texts[event.comparison_id, answer] for answer in group] for group in event.ranking]}
             for event in ranked]
     write_rankings(path, rows)
-    return _with_audit(path, {"sets": len(sets), "kept": len(rows), "dropped": {"not ranked": len(sets) - len(among)}})
+    return _with_audit(path, {"sets": len(sets), "kept": len(rows), "dropped": {
+        "not ranked": len(set(sets) - among), "test": len(rankings) - len(ranked)}})
 
 
 def export_table(store: LabelStore, path: str | Path) -> dict:
@@ -122,8 +130,8 @@ def _with_audit(path: str | Path, audit: dict) -> dict:
 
 
 def _preferences(store: LabelStore, human_first: bool) -> tuple[list[dict], dict]:
-    comparisons = store.comparisons()
-    pairs = {pair.id: pair for each in comparisons for pair in pairs_in(each)}
+    comparisons = sorted(store.comparisons(), key=lambda each: not each.from_chat)
+    pairs = {pair.id: pair for each in comparisons for pair in pairs_in(each)}           # a candidate stays one if a chat has it too
     labels = store.labels()
     voting = _voting(labels, human_first)
     verdicts, groups = majority(voting), {label.comparison_id: label.group for label in labels if label.group}
@@ -154,8 +162,8 @@ def _voting(labels: list[Label], human_first: bool) -> list[Label]:
 
 def _reason(pair: Comparison, verdicts: dict[str, Majority], skipped: set[str]) -> str:
     """Why the pair makes no preference; empty when it does."""
-    if pair.gold:
-        return REASONS["gold"]
+    if pair.is_test:
+        return REASONS["gold" if pair.gold else "chat"]
     if pair.id not in verdicts:
         return REASONS["skip" if pair.id in skipped else "not labelled"]
     return REASONS.get(verdicts[pair.id].verdict, "")

@@ -12,6 +12,7 @@ from ..formats import as_messages
 
 STRENGTHS = {"slightly": 1, "clearly": 3}         # of the four grades that the store has room for
 BOTH = " + "                        # between the names of models that gave the very same answer
+FROM_CHAT = {"source": "chat"}      # settings of an answer that was given in a chat
 FLAGS = ("unsafe", "wrong", "off topic", "other")
 
 
@@ -48,6 +49,17 @@ class Comparison:
     @cached_property
     def messages(self) -> list[dict]:
         return as_messages(self.prompt, "user")
+
+    @property
+    def is_test(self) -> bool:
+        """Whether the pair or set tests somebody: an annotator, by a known better answer, or models, in a chat. No test
+        becomes training data."""
+        return self.gold is not None or self.from_chat
+
+    @property
+    def from_chat(self) -> bool:
+        """Whether the answers were given in a chat."""
+        return any(answer.settings.get("source") == FROM_CHAT["source"] for answer in self.responses)
 
     @cached_property
     def longer(self) -> str | None:

@@ -12,10 +12,10 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 
 from ..formats import as_text, check_candidates, check_preferences
-from .history import AGAIN, History, showing
+from .history import AGAIN, History, Queue, showing
 from .selection import Active
 from .store import FLAGS, STRENGTHS, Comparison, Event, LabelStore, Response, pairs_in
 from .strip import Figure, figures
@@ -187,8 +187,11 @@ class LabellingSession:
         self._left = self._fix_sides()
         self._repeats = int(repeats * len(pairs)) if task == "pairs" and len(pairs) > REPEAT_GAP else 0
         self._repeat_share, self._random_share = repeats, choose_next.random_share if choose_next else 1
-        self._interest = choose_next.interest(pairs) if choose_next else {}
-        self._history = History(store, annotator)
+        self._by_repeat = sorted(self._pairs, key=lambda pair_id: _number(seed, "again", pair_id)) if self._repeats else []
+        interest = choose_next.interest(pairs) if choose_next else {}
+        self._queue, self._gold_queue = Queue(self._pairs), Queue(self._gold)
+        self._by_interest = Queue(sorted(self._pairs, key=interest.get, reverse=True)) if interest else self._queue
+        self._history = History(store, annotator, self._all)
         self._probability: dict[str, float | None] = {}
         self._current = self._next()
 
@@ -221,28 +224,27 @@ class LabellingSession:
 
     def _next(self) -> str | None:
         """The `pair_id` to show now. It depends on what the store holds and on nothing else, so it survives a restart."""
-        standing = {name: act for name, act in self._history.update().standing.items() if act.comparison_id in self._all}
-        new = [pair_id for pair_id in self._pairs if pair_id not in standing]
-        gold = [pair_id for pair_id in self._gold if pair_id not in standing]
-        place = len(standing)
+        self._history.update()
+        gold, new = (queue.first(self._history) for queue in (self._gold_queue, self._queue))
+        place = self._history.counts["saved"]
         its_turn = place % GOLD_EVERY == _number(self.seed, self.annotator, "gold", place // GOLD_EVERY) % GOLD_EVERY
-        return self._due_repeat(standing, len(self._pairs) - len(new)) or (
-            gold[0] if gold and (its_turn or not new) else self._pick(new, place) if new else None)
+        return self._due_repeat() or (gold if gold and (its_turn or not new) else self._pick(new, place) if new else None)
 
-    def _due_repeat(self, standing: dict[str, Event], done: int) -> str | None:
-        again = {act.comparison_id for act in standing.values() if act.round}
-        if len(again) >= int(self._repeat_share * done) or len(again) >= self._repeats:
+    def _due_repeat(self) -> str | None:
+        standing, counts = self._history.standing, self._history.counts
+        if counts["repeats"] >= min(self._repeats, int(self._repeat_share * counts["done"])):
             return None
-        old = [act.comparison_id for act in list(standing.values())[:-REPEAT_GAP]
-               if act.kind == "label" and act.comparison_id in self._pairs and act.comparison_id not in again]
-        return min(old, key=lambda pair_id: _number(self.seed, "again", pair_id)) + AGAIN if old else None
+        late = set(islice(reversed(standing), REPEAT_GAP))
+        return next((pair_id + AGAIN for pair_id in self._by_repeat if pair_id in standing and standing[pair_id].kind == "label"
+                     and pair_id not in late and pair_id + AGAIN not in standing), None)
 
-    def _pick(self, new: list[str], place: int) -> str:
-        """One of the pairs that are left, in random order here; the probability of its being this one is kept."""
-        favourite = max(new, key=self._interest.__getitem__) if self._interest else new[0]
+    def _pick(self, first: str, place: int) -> str:
+        """One of the pairs that are left, of which `first` is the first in random order; the probability of its being this
+        one is kept."""
+        favourite = self._by_interest.first(self._history)
         by_lot = random.Random(_number(self.seed, self.annotator, "lot", place)).random() < self._random_share
-        picked = new[0] if by_lot else favourite
-        self._probability[picked] = (self._random_share / len(new)
+        picked = first if by_lot else favourite
+        self._probability[picked] = (self._random_share / (len(self._pairs) - self._history.counts["done"])
                                      + (1 - self._random_share) * (picked == favourite))
         return picked
 
@@ -271,26 +273,23 @@ class LabellingSession:
         """Whether this is one of the pairs or sets of the session, or a repeat of one."""
         return pair_id is None or pair_id.removesuffix(AGAIN) in self._all
 
-    def _standing(self) -> list[Event]:
-        return [act for act in self._history.update().standing.values() if act.comparison_id in self._all]
-
     def progress(self) -> Progress:
         """Counted in the store, so only what is on the disk counts. Hidden repeats and gold pairs count too."""
         with self._lock:
-            acts = self._standing()
-            skipped = sum(act.kind == "skip" for act in acts)
-            total = len(self._all) + max(self._repeats, sum(act.round for act in acts))
-            return Progress(len(acts), skipped, total if self._current else len(acts))
+            counts = self._history.update().counts
+            total = len(self._all) + max(self._repeats, counts["repeats"])
+            return Progress(counts["saved"], counts["skipped"], total if self._current else counts["saved"])
 
     def figures(self) -> list[Figure]:
         """What an annotator may want to know of the own work so far, see `strip`."""
         with self._lock:
-            return figures(self._standing(), self._all)
+            history = self._history.update()
+            return figures(history.counts, reversed(history.standing.values()), self._all)
 
     def can_undo(self) -> bool:
         """Whether there is an act of this annotator on these pairs to take back."""
         with self._lock:
-            return self._history.update().last(self._all) is not None
+            return self._history.update().last is not None
 
     # ---- acts: each saves, moves on and returns what is to be judged next (None when all is done)
 
@@ -328,7 +327,7 @@ class LabellingSession:
             if act_id in self._history.update().known:
                 return self.current
             self._refuse_stale(pair_id)
-            last = self._history.last(self._all)
+            last = self._history.last
             if last is not None:
                 self.store.record(Event("undo", last.comparison_id, self.annotator, self.id, undoes=last.id, **_id(act_id)))
                 self._current = showing(last)

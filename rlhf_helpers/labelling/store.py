@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .records import BOTH, EVENT_FIELDS, FLAGS, STRENGTHS, Comparison, Event, Label, Response, now, pair_label, pairs_in
+from .records import BOTH, EVENT_FIELDS, FLAGS, FROM_CHAT, STRENGTHS, Comparison, Event, Label, Response, now, pair_label, pairs_in
 from .schema import APPLICATION_ID, MIGRATIONS, SCHEMA, TABLES, VERSION
 
-__all__ = ["BOTH", "FLAGS", "STRENGTHS", "TABLES", "VERSION", "Comparison", "Event", "Label", "LabelStore", "Response", "StoreError",
-           "pairs_in"]
+__all__ = ["BOTH", "FLAGS", "FROM_CHAT", "STRENGTHS", "TABLES", "VERSION", "Comparison", "Event", "Label", "LabelStore", "Response",
+           "StoreError", "pairs_in"]
 PATIENCE = 30                       # seconds to wait for another writer
 ADVICE = {
     "SQLITE_READONLY": "it cannot be written to. Copy it to a folder of your own and open the copy",

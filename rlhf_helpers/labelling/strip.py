@@ -2,8 +2,10 @@
 
 Plain counts, so that they cost nothing after every act; `agreement` has the same figures with intervals.
 """
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from statistics import median
 
 from ..formats import as_text
@@ -23,17 +25,33 @@ class Figure:
     hint: str = ""
 
 
-def figures(acts: Iterable[Event], comparisons: dict[str, Comparison]) -> list[Figure]:
-    """Pace, sides, length, agreement with oneself and with the gold pairs, of one annotator's standing acts."""
-    labels = [act for act in acts if act.kind == "label"]
-    first = [act for act in labels if act.round == 0]
-    preferences = [act for act in first if act.preferred]
-    found = [_pace(first[-LATELY:], comparisons), _left(preferences), _longer(preferences, comparisons),
-             _self_agreement(labels), _gold(first, comparisons)]
+def count(acts: Sequence[Event], comparison: Comparison) -> Counter[str]:
+    """What the standing acts on one comparison, the first and that on its hidden repeat, add to the figures. Sums of such
+    counts are what `figures` and the progress of a session are made of."""
+    said = {act.round: act for act in acts if act.kind == "label"}
+    first, again = said.get(0), said.get(1)
+    found = Counter(saved=len(acts), skipped=sum(act.kind == "skip" for act in acts), repeats=sum(act.round > 0 for act in acts),
+                    done=sum(act.round == 0 and not comparison.gold for act in acts))
+    if first and again:
+        found.update(asked_again=1, same=(first.choice, first.preferred) == (again.choice, again.preferred))
+    if first and comparison.gold:
+        found.update(gold=1, gold_right=first.preferred == comparison.gold)
+    if first and first.preferred:
+        found.update(preferred=1, left=first.preferred == first.shown_order[0])
+        found.update(unequal=bool(comparison.longer), longer=first.preferred == comparison.longer)
+    return found
+
+
+def figures(counts: Counter[str], acts: Iterable[Event], comparisons: dict[str, Comparison]) -> list[Figure]:
+    """Pace, sides, length, agreement with oneself and with the gold pairs, from the sum of one annotator's counts and the
+    standing `acts`, the last one first."""
+    lately = islice((act for act in acts if act.kind == "label" and act.round == 0), LATELY)
+    found = [_pace(lately, comparisons), _left(counts["left"], counts["preferred"]), _longer(counts["longer"], counts["unequal"]),
+             _self_agreement(counts["same"], counts["asked_again"]), _gold(counts["gold_right"], counts["gold"])]
     return [figure for figure in found if figure]
 
 
-def _pace(acts: list[Event], comparisons: dict[str, Comparison]) -> Figure | None:
+def _pace(acts: Iterable[Event], comparisons: dict[str, Comparison]) -> Figure | None:
     timed = [(act.shown_ms / 1000, _words(comparisons[act.comparison_id])) for act in acts if act.shown_ms]
     if not timed:
         return None
@@ -48,35 +66,29 @@ def _words(comparison: Comparison) -> float:
     return sum(map(len, texts)) / LETTERS_A_WORD
 
 
-def _left(preferences: list[Event]) -> Figure | None:
-    left, n = sum(act.preferred == act.shown_order[0] for act in preferences), len(preferences)
+def _left(left: int, n: int) -> Figure | None:
     leans = n >= 20 and abs(2 * left - n) > 2 * n**0.5           # about two standard errors from one half
     side = "left" if 2 * left > n else "right"
     hint = f"You chose the {side} answer unusually often, and sides are drawn by lot. Try reading the other one first."
     return Figure("chose left", f"{left} of {n}", hint if leans else "") if n else None
 
 
-def _longer(preferences: list[Event], comparisons: dict[str, Comparison]) -> Figure | None:
-    known = [(act.preferred, comparisons[act.comparison_id].longer) for act in preferences]
-    longer = [preferred == longest for preferred, longest in known if longest]
+def _longer(longer: int, n: int) -> Figure | None:
     hint = ("You nearly always chose the longer answer. It may well have been better; ask what you would say if both "
-            "had the same length.") if len(longer) >= 20 and sum(longer) > 0.8 * len(longer) else ""
-    return Figure("chose longer", f"{sum(longer)} of {len(longer)}", hint) if longer else None
+            "had the same length.") if n >= 20 and longer > 0.8 * n else ""
+    return Figure("chose longer", f"{longer} of {n}", hint) if n else None
 
 
-def _self_agreement(labels: list[Event]) -> Figure | None:
-    said = {(act.comparison_id, act.round): (act.choice, act.preferred) for act in labels}
-    same = [verdict == said[pair_id, 0] for (pair_id, again), verdict in said.items() if again and (pair_id, 0) in said]
+def _self_agreement(same: int, n: int) -> Figure | None:
     hint = ("Some pairs came twice, with the sides swapped, and you often said something else. Close calls do that; "
             "Both good and Both bad are there for them.")
-    return Figure("same when asked again", f"{sum(same)} of {len(same)}", _if_low(same, hint)) if same else None
+    return Figure("same when asked again", f"{same} of {n}", _if_low(same, n, hint)) if n else None
 
 
-def _gold(labels: list[Event], comparisons: dict[str, Comparison]) -> Figure | None:
-    right = [act.preferred == gold for act in labels if (gold := comparisons[act.comparison_id].gold)]
+def _gold(right: int, n: int) -> Figure | None:
     hint = "Some pairs have a known better answer, and you often chose the other. Perhaps read the guideline once more."
-    return Figure("known answers", f"{sum(right)} of {len(right)}", _if_low(right, hint)) if right else None
+    return Figure("known answers", f"{right} of {n}", _if_low(right, n, hint)) if n else None
 
 
-def _if_low(hits: list[bool], hint: str) -> str:
-    return hint if len(hits) >= 4 and sum(hits) < 0.7 * len(hits) else ""
+def _if_low(hits: int, n: int, hint: str) -> str:
+    return hint if n >= 4 and hits < 0.7 * n else ""
