@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from functools import cache
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np

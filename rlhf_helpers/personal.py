@@ -18,8 +18,10 @@ Two steps, both small because fifty noisy labels are little:
 """
 
 import json
+import random
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -75,7 +77,6 @@ def own_labels(store: LabelStore, annotator: str | None = None) -> list[dict]:
 
 def simulated_labels(run: Run, taste: str, number: int = 50, seed: int = 0) -> list[dict]:
     """What one of `TASTES` says to `number` comparisons of the run's candidates, through a session and a store that is thrown away."""
-    import random
     if taste not in TASTES:
         raise KeyError(f"no taste {taste!r}; choose one of: {', '.join(TASTES)}")
     person, dice = TASTES[taste], random.Random(f"{taste} {seed}")
@@ -114,7 +115,7 @@ def read_answers(model, tokenizer, prompts: list[str], answers: list[str], batch
     for at in range(0, len(order), batch_size):
         picked = order[at:at + batch_size]
         batch = tokenizer.pad({"input_ids": [ids[i] for i in picked]}, padding_side="right", return_tensors="pt").to(model.device)
-        layers = model.model(**batch, use_cache=False, output_hidden_states=True).hidden_states
+        layers = model.base_model(**batch, use_cache=False, output_hidden_states=True).hidden_states
         for row, i in enumerate(picked):
             end = layers[-1][row, len(ids[i]) - 1]
             said = layers[len(layers) // 2][row, starts[i]:len(ids[i])]
@@ -217,8 +218,8 @@ def learn_taste(chosen: Reading, rejected: Reading, shortest: int, prompts: list
         prompts, reading: some hundred answers, several to each prompt, that say how answers differ; nobody labelled them.
     """
     if len(chosen.rewards) < MINIMUM:
-        raise TooFewLabels(f"{len(chosen.rewards)} labels with a winner are too few to learn a taste from: label at least {MINIMUM} pairs in "
-                           'notebook 04 (fifty are a good start), or take those of a simulated taste: simulated_labels(run, "courteous")')
+        raise TooFewLabels(f"{len(chosen.rewards)} labels with a winner are too few to learn a taste from: label at least {MINIMUM} pairs "
+                           'in notebook 04 (fifty are a good start), or take a simulated person\'s: simulated_labels(run, "courteous")')
     base = without_taste(prompts, reading)
     basis, scale = directions(reading.states, np.array(prompts)), base.spread[1]
     differences = np.column_stack([(chosen.states - rejected.states) @ basis, (chosen.rewards - rejected.rewards) / scale])
@@ -273,8 +274,8 @@ class Outcome:
         if not self.taste.predicted:
             return f"no labels were used, only the shared reward; {self.seconds:.0f} CPU seconds"
         right = f"left-out labels were predicted in {self.taste.predicted['estimate']:.0%} of {self.taste.predicted['n']} cases"
-        return (f"{right}, {'so the taste counts' if self.taste.counts else 'too few to tell a taste: only the shared reward was followed'}; "
-                f"{sum(self.imitated)} answers imitated in {len(self.imitated)} rounds, {self.seconds:.0f} CPU seconds")
+        verdict = "so the taste counts" if self.taste.counts else "which tells no taste, so only the shared reward was followed"
+        return f"{right}, {verdict}; {sum(self.imitated)} answers imitated in {len(self.imitated)} rounds, {self.seconds:.0f} CPU seconds"
 
 
 def personalise(run: Run, labels: list[dict] | None, seed: int | None = None, folder: Path | None = None) -> Outcome:
@@ -302,31 +303,24 @@ def personalise(run: Run, labels: list[dict] | None, seed: int | None = None, fo
     taste = without_taste(prompts, reading)
     if labels is not None:
         taste = learn_taste(*read_labels(model, tokenizer, labels), prompts, reading)
-    imitated = []
-
-    def rounds(made: Path) -> None:
-        nonlocal prompts, answers, finished, reading
-        policy = run.path("sft")
+    policy, imitated = run.path("sft"), []
+    with run.building("personal") if folder is None else nullcontext(folder) as made:
         for number in range(1 + ROUNDS):
             if number:
-                prompts, answers, finished = fresh_answers(policy, tokenizer, run, f"personal {seed} {number}")
+                prompts, answers, finished = fresh_answers(policy, tokenizer, run, seed, number)
                 reading = read_answers(model, tokenizer, prompts, answers)
             chosen = best_answers(taste, prompts, answers, finished, reading)
+            if number and not chosen:  # nothing passes the guard any more: the policy of the last round is the better one
+                break
             train_sft(policy, chosen, made, LEARNING, seed + number)
-            policy, _ = made, imitated.append(len(chosen))
+            policy = made
+            imitated.append(len(chosen))
         taste.save(made / "taste.json")
-
-    if folder is None:
-        with run.building("personal") as made:
-            rounds(made)
-    else:
-        rounds(folder)
     return Outcome(taste, imitated, time.process_time() - started)
 
 
-def fresh_answers(policy: Path, tokenizer, run: Run, seed: str) -> tuple[list[str], list[str], list[bool]]:
-    """Prompts, answers of the policy, and whether they came to their end, `ANSWERS` for each of some training prompts."""
-    number = min(PROMPTS[1], run.profile.comparison_prompts)
-    prompts = [write_prompt(r) for r in training_requests(number, seed)] * ANSWERS
-    said = sample(load_policy(policy), tokenizer, prompts, seed=len(seed), max_new_tokens=run.profile.max_new_tokens)
-    return prompts, said.texts, said.finished
+def fresh_answers(policy: Path, tokenizer, run: Run, seed: int, number: int) -> tuple[list[str], list[str], list[bool]]:
+    """Prompts, answers of the policy, and whether they came to their end: `ANSWERS` for each of the training prompts of a round."""
+    prompts = [write_prompt(r) for r in training_requests(min(PROMPTS[1], run.profile.comparison_prompts), f"personal {seed} {number}")]
+    said = sample(load_policy(policy), tokenizer, prompts * ANSWERS, seed=1000 * seed + number, max_new_tokens=run.profile.max_new_tokens)
+    return prompts * ANSWERS, said.texts, said.finished

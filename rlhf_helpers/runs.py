@@ -25,6 +25,7 @@ ARTIFACTS = {  # stage: (file or folder in the run, the notebook that makes it)
     "reward_model": ("reward_model", "05_reward_model"),
     "rloo": ("rloo", "06_reinforcement_learning"),
     "grpo": ("grpo", "06_reinforcement_learning"),
+    "personal": ("personal", "06_reinforcement_learning"),
     "dpo": ("dpo", "08_direct_preference_optimisation"),
 }
 REBUILD_BASE = "get it again with `git checkout data/base_model`, or rebuild it with `python -m rlhf_helpers.base_model`"

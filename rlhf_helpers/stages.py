@@ -122,6 +122,19 @@ def make_policy(run: Run, method: str):
         return train_policy(method, start, reward_model, rl_prompts(run), folder, plan, run.seed, run.profile.max_new_tokens)
 
 
+def make_personal(run: Run, labels: list[dict] | None = None):
+    """06: the policy of one person's labels; without any, of what persons labelled in this run, or of a simulated courteous person."""
+    from .personal import MINIMUM, own_labels, personalise, simulated_labels
+    for stage in ("sft", "candidates", "reward_model", "labels"):
+        need(run, stage)
+    if labels is None:
+        labels = own_labels(LabelStore(run.path("labels")))
+        if len(labels) < MINIMUM:
+            print(f"personal: {len(labels)} labels by a person, so a simulated courteous one labels fifty comparisons")
+            labels = simulated_labels(run, "courteous", seed=run.seed)
+    return personalise(run, labels)
+
+
 def make_dpo(run: Run):
     """08: DPO on the training part of the same preferences."""
     from .dpo import train_dpo
@@ -131,4 +144,4 @@ def make_dpo(run: Run):
 
 
 MAKERS = {"instructions": make_instructions, "sft": make_sft, "candidates": make_candidates, "labels": make_preferences,
-          "preferences": make_preferences, "reward_model": make_reward_model, "dpo": make_dpo}
+          "preferences": make_preferences, "reward_model": make_reward_model, "personal": make_personal, "dpo": make_dpo}

@@ -88,7 +88,7 @@ def _person(name: str, liking: Callable[[Verdict], float], noise: float = 0.8, l
 
 # Each wants something that nobody else asks for, cares less about the rubric, and errs and leans as the others do.
 TASTES = {
-    "courteous": _person("Cora", lambda v: 3.0 * courtesies(v)),
+    "courteous": _person("Cora", lambda v: 3.0 * courtesies(v) * bool(v.advice)),  # manners alone are no answer
     "terse": _person("Tess", lambda v: -0.15 * reading_effort(v), noise=0.7),
     "thorough": _person("Theo", lambda v: 1.5 * min(v.on_topic, 4) + 1.5 * min(sum(bool(a.reason) for a in v.advice), 4), left_bias=-0.2),
     "numbered": _person("Nina", lambda v: 5.0 * share_of_advice(v, lambda a: a.numbered)),
