@@ -1,6 +1,6 @@
 """Fifty labels of one's own: from a few comparisons by one person to a policy that answers as this person likes.
 
-    labels = own_labels(run)          # or simulated_labels(run, "courteous")
+    labels = own_labels(LabelStore(run.path("labels")))  # or simulated_labels(run, "courteous")
     outcome = personalise(run, labels)
 
 Two steps, both small because fifty noisy labels are little:
@@ -125,9 +125,13 @@ def read_answers(model, tokenizer, prompts: list[str], answers: list[str], batch
 
 
 def read_labels(model, tokenizer, labels: list[dict]) -> tuple[Reading, Reading, int]:
-    """Readings of the chosen and of the rejected answer of each label, and the words of the shortest one chosen."""
-    if not labels:
-        return Reading(np.zeros((0, 0)), np.zeros(0)), Reading(np.zeros((0, 0)), np.zeros(0)), 0
+    """Readings of the chosen and of the rejected answer of each label, and the words of the shortest one chosen.
+
+    Raises TooFewLabels if there are fewer than `MINIMUM`.
+    """
+    if len(labels) < MINIMUM:
+        raise TooFewLabels(f"{len(labels)} labels with a winner are too few to learn a taste from: label at least {MINIMUM} pairs "
+                           'in notebook 04 (fifty are a good start), or take a simulated person\'s: simulated_labels(run, "courteous")')
     prompts, chosen = [row["prompt"] for row in labels], [row["chosen"] for row in labels]
     return (read_answers(model, tokenizer, prompts, chosen), read_answers(model, tokenizer, prompts, [row["rejected"] for row in labels]),
             min(len(answer.split()) for answer in chosen))
@@ -217,9 +221,6 @@ def learn_taste(chosen: Reading, rejected: Reading, shortest: int, prompts: list
         shortest: words of the shortest answer that was ever chosen.
         prompts, reading: some hundred answers, several to each prompt, that say how answers differ; nobody labelled them.
     """
-    if len(chosen.rewards) < MINIMUM:
-        raise TooFewLabels(f"{len(chosen.rewards)} labels with a winner are too few to learn a taste from: label at least {MINIMUM} pairs "
-                           'in notebook 04 (fifty are a good start), or take a simulated person\'s: simulated_labels(run, "courteous")')
     base = without_taste(prompts, reading)
     basis, scale = directions(reading.states, np.array(prompts)), base.spread[1]
     differences = np.column_stack([(chosen.states - rejected.states) @ basis, (chosen.rewards - rejected.rewards) / scale])
@@ -296,13 +297,12 @@ def personalise(run: Run, labels: list[dict] | None, seed: int | None = None, fo
         if not run.has(stage):
             raise FileNotFoundError(f"{run.folder.name} has no {stage} yet: run notebook {notebook} first, or need(run, {stage!r})")
     model, tokenizer = load_reward_model(run.path("reward_model")), load_tokenizer(run.path("sft"))
+    read = None if labels is None else read_labels(model, tokenizer, labels)
     rows = read_candidates(run.path("candidates"))[:PROMPTS[0]]
     prompts = [as_text(row["prompt"]) for row in rows for _ in row["responses"]]
     answers = [response["text"] for row in rows for response in row["responses"]]
     reading, finished = read_answers(model, tokenizer, prompts, answers), [True] * len(answers)
-    taste = without_taste(prompts, reading)
-    if labels is not None:
-        taste = learn_taste(*read_labels(model, tokenizer, labels), prompts, reading)
+    taste = learn_taste(*read, prompts, reading) if read else without_taste(prompts, reading)
     policy, imitated = run.path("sft"), []
     with run.building("personal") if folder is None else nullcontext(folder) as made:
         for number in range(1 + ROUNDS):
@@ -312,7 +312,7 @@ def personalise(run: Run, labels: list[dict] | None, seed: int | None = None, fo
             chosen = best_answers(taste, prompts, answers, finished, reading)
             if number and not chosen:  # nothing passes the guard any more: the policy of the last round is the better one
                 break
-            train_sft(policy, chosen, made, LEARNING, seed + number)
+            train_sft(policy, chosen, made, LEARNING, seed + number, title=f"Imitating {len(chosen)} answers, round {number + 1}")
             policy = made
             imitated.append(len(chosen))
         taste.save(made / "taste.json")

@@ -1,5 +1,6 @@
 """Fifty labels of one's own: the taste that is learned from them, what it cannot do, and the policy that follows it."""
 
+import importlib.util
 import random
 import shutil
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from rlhf_helpers import personal
+from rlhf_helpers.bootstrap import ROOT
 from rlhf_helpers.formats import write_candidates
 from rlhf_helpers.labelling.session import LabellingSession
 from rlhf_helpers.models import load_policy, load_reward_model, load_tokenizer, rewards, sample
@@ -111,9 +113,9 @@ def test_a_taste_that_does_not_count_chooses_as_none_does(planted):
 
 
 @pytest.mark.parametrize("number", [0, 9])
-def test_too_few_labels_are_counted_and_the_way_out_is_named(planted, number):
+def test_too_few_labels_are_counted_and_the_way_out_is_named(number):
     with pytest.raises(TooFewLabels, match=rf"^{number} labels .* at least 10 pairs in notebook 04.*simulated_labels\(run"):
-        learn(planted, labelled(planted, number, 0))
+        personal.read_labels(None, None, [{"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."}] * number)
 
 
 def test_a_saved_taste_gives_the_same_rewards(planted, tmp_path):
@@ -257,3 +259,27 @@ def test_what_goes_wrong_leaves_the_last_policy(ready, tiny):
     with pytest.raises(FileNotFoundError, match="mine has no candidates yet: run notebook 04 first"):
         personal.personalise(ready, None)
     assert ready.has("personal") and not (ready.path("personal") / "taste.json").exists()
+
+
+# --- the figures of the benchmark --------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def bench():
+    spec = importlib.util.spec_from_file_location("fifty_labels", ROOT / "benchmarks" / "fifty_labels.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_an_interval_over_seeds_is_wider_the_more_the_seeds_differ(bench):
+    dice = np.random.default_rng(0)
+    alike, apart = ([dice.normal(mean, 1, 100) for mean in means] for means in ((0, 0, 0), (-2, 0, 2)))
+    narrow, wide = bench.over(alike), bench.over(apart)
+    assert narrow["n"] == wide["n"] == 300 and narrow["low"] < narrow["estimate"] < narrow["high"]
+    assert narrow["estimate"] == pytest.approx(np.concatenate(alike).mean())
+    assert wide["high"] - wide["low"] > 3 * (narrow["high"] - narrow["low"])
+
+
+def test_rubric_kept_is_a_ratio_of_means(bench):
+    pairs = np.array([[4.0, 8.0], [8.0, 8.0]])
+    assert bench.over([pairs], bench.kept)["estimate"] == pytest.approx(0.75)
