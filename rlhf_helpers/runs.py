@@ -27,6 +27,7 @@ ARTIFACTS = {  # stage: (file or folder in the run, the notebook that makes it)
     "grpo": ("grpo", "06_reinforcement_learning"),
     "ppo": ("ppo", "07_ppo"),
     "dpo": ("dpo", "08_direct_preference_optimisation"),
+    "personal": ("personal", "11_your_fifty_labels"),
 }
 REBUILD_BASE = "get it again with `git checkout data/base_model`, or rebuild it with `python -m rlhf_helpers.base_model`"
 

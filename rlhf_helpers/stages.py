@@ -133,6 +133,19 @@ def make_ppo(run: Run, callbacks=()):
                          value_model=reward_model, callbacks=callbacks)
 
 
+def make_personal(run: Run, labels: list[dict] | None = None):
+    """11: the policy of one person's labels; without any, of what persons labelled in this run, or of a simulated courteous person."""
+    from .personal import MINIMUM, own_labels, personalise, simulated_labels
+    for stage in ("sft", "candidates", "reward_model", "labels"):
+        need(run, stage)
+    if labels is None:
+        labels = own_labels(LabelStore(run.path("labels")))
+        if len(labels) < MINIMUM:
+            print(f"personal: {len(labels)} labels by a person, so a simulated courteous one labels fifty comparisons")
+            labels = simulated_labels(run, "courteous", seed=run.seed)
+    return personalise(run, labels)
+
+
 def make_dpo(run: Run):
     """08: DPO on the training part of the same preferences."""
     from .dpo import train_dpo
@@ -142,4 +155,5 @@ def make_dpo(run: Run):
 
 
 MAKERS = {"instructions": make_instructions, "sft": make_sft, "candidates": make_candidates, "labels": make_preferences,
-          "preferences": make_preferences, "reward_model": make_reward_model, "ppo": make_ppo, "dpo": make_dpo}
+          "preferences": make_preferences, "reward_model": make_reward_model, "ppo": make_ppo, "dpo": make_dpo,
+          "personal": make_personal}

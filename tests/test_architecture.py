@@ -20,14 +20,14 @@ LAYERS = [  # a module may import its own layer and those before it
     ("label_studio",),
     ("profiles", "runs"),
     ("models", "training"),
-    ("base_model", "instructions", "sft", "rewards", "rl", "dpo", "ppo"),
+    ("base_model", "instructions", "sft", "rewards", "rl", "dpo", "ppo", "personal"),
     ("assessment",),
     ("stages",),
     ("bars", "report_page", "report"),
     ("bootstrap", "colab", "series"),
 ]
 HEAVY = {"torch", "transformers", "trl", "datasets", "accelerate", "peft", "tokenizers"}
-TRAINS = {"models", "training", "base_model", "sft", "rewards", "rl", "dpo", "ppo"}  # the modules that use them
+TRAINS = {"models", "training", "base_model", "sft", "rewards", "rl", "dpo", "ppo", "personal"}  # the modules that use them
 SPECIAL = {  # libraries that only these modules may load, here with the reason they are needed for
     "ipywidgets": {"labelling.plain_view"},  # the buttons
     "anywidget": {"labelling.widget"},  # the keyboard, and acts that wait in the browser

@@ -14,7 +14,8 @@ from rlhf_helpers.report import read_report
 from rlhf_helpers.runs import ARTIFACTS, Run
 
 NOTEBOOKS = ["00_start_here", "01_baseline_model", "02_instruction_data", "03_supervised_fine_tuning", "04_human_comparisons",
-             "05_reward_model", "06_reinforcement_learning", "07_ppo", "08_direct_preference_optimisation", "09_final_assessment"]
+             "05_reward_model", "06_reinforcement_learning", "07_ppo", "08_direct_preference_optimisation", "09_final_assessment",
+             "11_your_fifty_labels"]
 TUNED = {"rloo", "grpo", "ppo", "dpo", "best_of_n"}
 
 

@@ -319,9 +319,10 @@ def test_asking_for_the_last_stages_makes_all_before_them(tiny_run, tiny_chat_ru
     stages.need(run, "grpo")
     stages.need(run, "ppo")
     stages.need(run, "dpo")
+    stages.need(run, "personal")
     said = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "making a quick one" in line]
-    assert said[0] == "grpo" and said[-1] == "dpo" and len(said) == len(set(said))
-    assert set(said) == {"grpo", "sft", "instructions", "reward_model", "preferences", "candidates", "ppo", "dpo"}
+    assert said[0] == "grpo" and said[-1] == "personal" and len(said) == len(set(said))
+    assert set(said) == {"grpo", "sft", "instructions", "reward_model", "preferences", "candidates", "ppo", "dpo", "personal"}
     assert all(run.has(stage) for stage in ARTIFACTS if stage != "rloo")
     training, held_out = stages.preferences(run)
     assert training and held_out and not {r["prompt"] for r in training} & {r["prompt"] for r in held_out}

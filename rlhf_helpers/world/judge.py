@@ -94,6 +94,7 @@ class Verdict:
     sentences: int
     unknown: int
     words: int
+    heard: frozenset[str] = frozenset()  # kinds of speech beside the advice, such as "openers" or "closings"
 
     @property
     def instructions_followed(self) -> float | None:
@@ -467,7 +468,7 @@ def _score(request, sentences, advice, faults, followed) -> Verdict:
     if not on_topic:
         score = min(score, NOT_ON_TOPIC_CAP)
     return Verdict(max(0.0, score), criteria, faults, followed, advice, len(on_topic), len(sentences), unknown,
-                   sum(len(s.words) for s in sentences))
+                   sum(len(s.words) for s in sentences), frozenset(kind for s in sentences for kind in s.heard))
 
 
 def _weight(advice) -> float:

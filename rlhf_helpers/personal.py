@@ -1,0 +1,326 @@
+"""Fifty labels of one's own: from a few comparisons by one person to a policy that answers as this person likes.
+
+    labels = own_labels(LabelStore(run.path("labels")))  # or simulated_labels(run, "courteous")
+    outcome = personalise(run, labels)
+
+Two steps, both small because fifty noisy labels are little:
+
+1. **A head, not a model.** The committed reward model stays as it is and reads both answers of each label; what it holds of them in its
+   hidden states (at its last token, and over the tokens of the answer) becomes forty numbers, in which answers to one prompt differ most.
+   On these and on the reward itself, Bradley and Terry's model is fitted with a Gaussian prior: some forty weights in place of millions.
+   Each label is then predicted from all others. If that beats a coin by more than two nats, the taste counts, else it is left out:
+   labels that contradict each other move nothing.
+2. **Choose and imitate.** The policy learns from its own best answers: of the answers to a prompt, those with the highest
+   taste + `KEEP` x shared reward, first among the candidates of notebook 04, then among fresh answers of the policy itself. This is
+   best-of-n, learned: rejection sampling (Touvron et al., 2023, arXiv:2307.09288, 3.2.3), rounds as in ReST (Gulcehre et al., 2023,
+   arXiv:2308.08998). It needs no gradient through a reward that is reliable only near the answers it was fitted on, and a policy that only
+   imitates answers that passed the guard (`admissible`) cannot slide into saying nothing.
+"""
+
+import json
+import random
+import tempfile
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import expit
+
+from .formats import as_text, atomic_write_text, read_candidates
+from .labelling.session import LabellingSession
+from .labelling.store import LabelStore, pairs_in
+from .models import chat, load_policy, load_reward_model, load_tokenizer, prompt_tokens, sample
+from .profiles import Training
+from .runs import Run
+from .sft import train_sft
+from .statistics import share
+from .world.annotators import TASTES
+from .world.grammar import write_prompt
+from .world.splits import training_requests
+
+MINIMUM = 10  # labels with a winner; fewer cannot even be checked against each other
+DIRECTIONS = 40  # in which answers to one prompt differ most
+PRECISION = 0.5  # of the prior of each weight: before any label, two answers are some 2 log-odds apart
+EVIDENCE = 2.0  # nats by which left-out labels have to be predicted better than by a coin; one set of coin flips in twenty is
+KEEP = 0.5  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
+LEARNING = Training(learning_rate=6e-4, batch_size=16, epochs=2.0)
+ROUNDS = 2  # on fresh answers, after the one on the candidates
+PROMPTS = (300, 80)  # whose candidates are read; for fresh answers in each round
+ANSWERS = 8  # to each of the latter
+BEST = 0.2  # share of the answers that is imitated
+
+
+class TooFewLabels(ValueError):
+    """There are not enough labels of one's own; the message says how many there are and what to do."""
+
+
+# --- labels ------------------------------------------------------------------------------------------------------------------
+
+def own_labels(store: LabelStore, annotator: str | None = None) -> list[dict]:
+    """The preferences (`prompt`, `chosen`, `rejected`) that a person gave, of all persons if no name is given; newest last.
+
+    Ties and skips have no winner and are left out, and so are tests (gold pairs, and what was asked in a chat).
+    """
+    pairs = {pair.id: pair for each in store.comparisons() if not each.is_test for pair in pairs_in(each)}
+    rows = []
+    for label in store.labels():
+        own = label.kind == "person" if annotator is None else label.annotator == annotator
+        if own and label.preferred and label.comparison_id in pairs:
+            pair = pairs[label.comparison_id]
+            chosen, rejected = sorted(pair.responses, key=lambda response: response.id != label.preferred)
+            rows.append({"prompt": as_text(pair.prompt), "chosen": chosen.text, "rejected": rejected.text})
+    return rows
+
+
+def simulated_labels(run: Run, taste: str, number: int = 50, seed: int = 0) -> list[dict]:
+    """What one of `TASTES` says to `number` comparisons of the run's candidates, through a session and a store that is thrown away."""
+    if taste not in TASTES:
+        raise KeyError(f"no taste {taste!r}; choose one of: {', '.join(TASTES)}")
+    person, dice = TASTES[taste], random.Random(f"{taste} {seed}")
+    candidates = dice.sample(rows := read_candidates(run.path("candidates")), min(number, len(rows)))
+    with tempfile.TemporaryDirectory() as folder:
+        store = LabelStore(Path(folder) / "labels.sqlite")
+        session = LabellingSession(store, candidates, person.name, seed, kind="simulated")
+        for _ in range(min(number, session.progress().total)):
+            shown = session.current
+            said = person.compare(shown.prompt, shown.left.text, shown.right.text, dice)
+            session.choose(shown.pair_id, said.choice, said.shown_ms)
+        labels = own_labels(store, person.name)
+        store.close()
+    return labels
+
+
+# --- what the reward model holds of an answer --------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Reading:
+    """Answers as the reward model sees them: hidden `states` (answers, 3 x width) and the shared `rewards` (answers,)."""
+
+    states: np.ndarray
+    rewards: np.ndarray
+
+
+@torch.inference_mode()
+def read_answers(model, tokenizer, prompts: list[str], answers: list[str], batch_size: int = 64) -> Reading:
+    """Let the reward model read each answer: its last state at the last token; of a middle layer, mean and sum over the answer."""
+    texts = [tokenizer.apply_chat_template(chat(p, a), tokenize=False, chat_template=model.chat_template)
+             for p, a in zip(prompts, answers, strict=True)]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    starts = [len(prompt_tokens(tokenizer, prompt)) for prompt in prompts]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    states, rewards = [None] * len(ids), np.zeros(len(ids))
+    for at in range(0, len(order), batch_size):
+        picked = order[at:at + batch_size]
+        batch = tokenizer.pad({"input_ids": [ids[i] for i in picked]}, padding_side="right", return_tensors="pt").to(model.device)
+        layers = model.base_model(**batch, use_cache=False, output_hidden_states=True).hidden_states
+        for row, i in enumerate(picked):
+            end = layers[-1][row, len(ids[i]) - 1]
+            said = layers[len(layers) // 2][row, starts[i]:len(ids[i])]
+            states[i] = torch.cat([end, said.mean(0), said.sum(0)]).cpu().numpy()
+            rewards[i] = model.score(end).item()
+    return Reading(np.stack(states).astype(float), rewards)
+
+
+def read_labels(model, tokenizer, labels: list[dict]) -> tuple[Reading, Reading, int]:
+    """Readings of the chosen and of the rejected answer of each label, and the words of the shortest one chosen.
+
+    Raises TooFewLabels if there are fewer than `MINIMUM`.
+    """
+    if len(labels) < MINIMUM:
+        raise TooFewLabels(f"{len(labels)} labels with a winner are too few to learn a taste from: label at least {MINIMUM} pairs "
+                           'in notebook 04 (fifty are a good start), or take a simulated person\'s: simulated_labels(run, "courteous")')
+    prompts, chosen = [row["prompt"] for row in labels], [row["chosen"] for row in labels]
+    return (read_answers(model, tokenizer, prompts, chosen), read_answers(model, tokenizer, prompts, [row["rejected"] for row in labels]),
+            min(len(answer.split()) for answer in chosen))
+
+
+def centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Each row less the mean of its group (the answers to the same prompt)."""
+    groups = np.unique(groups, return_inverse=True)[1]
+    means = np.stack([np.bincount(groups, column) for column in values.reshape(len(values), -1).T], 1) / np.bincount(groups)[:, None]
+    return values - means[groups].reshape(values.shape)
+
+
+def directions(states: np.ndarray, groups: np.ndarray, number: int = DIRECTIONS) -> np.ndarray:
+    """The principal components (features, number) of how answers to one prompt differ, scaled to a total variance of 1."""
+    within = centred(states, groups)
+    spread = within.std(0) + 1e-6
+    _, sizes, components = np.linalg.svd(within / spread, full_matrices=False)
+    total = np.sqrt((sizes[:number] ** 2).sum() / len(within))
+    return (components[:number] / spread).T / total
+
+
+# --- the taste ---------------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Taste:
+    """One person's reward: `weights` on the states plus `own` times the shared reward, in log-odds of this person's choices.
+
+    `predicted` says in which share of the labels the others predicted the one left out; `counts` whether that was enough, else training
+    leaves the taste out. `words` is the length of the shortest answer this person ever chose, `floor` the shared reward (less the mean
+    of its prompt) under which an answer is too poor to be wanted for any taste.
+    """
+
+    weights: np.ndarray
+    own: float
+    predicted: dict
+    counts: bool
+    words: int
+    floor: float
+    spread: tuple[float, float]  # of taste and shared reward among answers to one prompt
+
+    def rewards(self, reading: Reading) -> np.ndarray:
+        """This person's reward of each answer."""
+        return reading.states @ self.weights + self.own * reading.rewards
+
+    def save(self, path: Path) -> None:
+        """Write everything as one JSON file."""
+        atomic_write_text(path, json.dumps(asdict(self) | {"weights": self.weights.tolist()}))
+
+    @classmethod
+    def load(cls, path: Path) -> "Taste":
+        """Read what `save` wrote."""
+        kept = json.loads(Path(path).read_text(encoding="utf-8"))
+        return cls(**kept | {"weights": np.array(kept["weights"]), "spread": tuple(kept["spread"])})
+
+
+def fit(differences: np.ndarray, precision: float = PRECISION) -> np.ndarray:
+    """Weights w that maximise sum log sigma(x . w) - precision |w|^2 / 2, x (labels, features) being chosen less rejected.
+
+    Bradley and Terry (1952) with a Gaussian prior, by Newton's method; the problem is convex and small.
+    """
+    weights = np.zeros(differences.shape[1])
+    for _ in range(50):
+        doubt = expit(-differences @ weights)
+        gradient = differences.T @ doubt - precision * weights
+        curvature = (differences * (doubt * (1 - doubt))[:, None]).T @ differences + precision * np.eye(len(weights))
+        step = np.linalg.solve(curvature, gradient)
+        weights += step / max(1.0, np.abs(differences @ step).max() / 4)  # no leap over the bend of the logistic
+        if np.abs(step).max() < 1e-8:
+            break
+    return weights
+
+
+def left_out(differences: np.ndarray) -> np.ndarray:
+    """For each label, the log-odds that the fit to all the others gives to what was chosen."""
+    return np.array([differences[k] @ fit(np.delete(differences, k, 0)) for k in range(len(differences))])
+
+
+def evidence(log_odds: np.ndarray) -> float:
+    """By how many nats predictions of left-out labels beat a coin, at the best of the scales from 0 to 1 (0 is the coin)."""
+    return max(len(log_odds) * np.log(2) - np.logaddexp(0, -scale * log_odds).sum() for scale in np.linspace(0, 1, 21))
+
+
+def learn_taste(chosen: Reading, rejected: Reading, shortest: int, prompts: list[str], reading: Reading) -> Taste:
+    """Fit a person's taste to labels; row k of `chosen` was preferred to row k of `rejected`.
+
+    Args:
+        shortest: words of the shortest answer that was ever chosen.
+        prompts, reading: some hundred answers, several to each prompt, that say how answers differ; nobody labelled them.
+    """
+    base = without_taste(prompts, reading)
+    basis, scale = directions(reading.states, np.array(prompts)), base.spread[1]
+    differences = np.column_stack([(chosen.states - rejected.states) @ basis, (chosen.rewards - rejected.rewards) / scale])
+    odds, weights = left_out(differences), fit(differences)
+    learned = replace(base, weights=basis @ weights[:-1], own=float(weights[-1] / scale), predicted=share(odds > 0))
+    if evidence(odds) <= EVIDENCE:
+        return learned
+    spread = centred(learned.rewards(reading), np.array(prompts)).std()
+    return replace(learned, counts=True, words=shortest, spread=(float(spread), scale))
+
+
+def without_taste(prompts: list[str], reading: Reading) -> Taste:
+    """The control: nothing but the shared reward, with the same guard."""
+    shared = centred(reading.rewards, np.array(prompts))
+    return Taste(np.zeros(reading.states.shape[1]), 0.0, {}, False, 1, float(np.quantile(shared, 0.25)), (1.0, float(shared.std() + 1e-9)))
+
+
+# --- the policy --------------------------------------------------------------------------------------------------------------
+
+def admissible(taste: Taste, prompts: list[str], answers: list[str], finished: list[bool], reading: Reading) -> np.ndarray:
+    """The guard: which answers may be imitated at all.
+
+    A taste that can be satisfied by nothing will be. So an answer has to have come to its end, to be no shorter than the shortest that
+    this person ever chose, and not to belong to the poorest quarter by the shared reward, however well it fits the taste.
+    """
+    long_enough = np.array([len(answer.split()) >= max(1, taste.words) for answer in answers])
+    return long_enough & np.array(finished) & (centred(reading.rewards, np.array(prompts)) >= taste.floor)
+
+
+def best_answers(taste: Taste, prompts: list[str], answers: list[str], finished: list[bool], reading: Reading,
+                 best: float = BEST) -> list[dict]:
+    """The share of the answers that is furthest above the mean of its prompt, as instructions (`prompt`, `completion`)."""
+    groups, (spread, scale) = np.array(prompts), taste.spread
+    total = KEEP * centred(reading.rewards, groups) / scale
+    if taste.counts:
+        total += centred(taste.rewards(reading), groups) / spread
+    allowed = admissible(taste, prompts, answers, finished, reading)
+    order = [k for k in np.argsort(-total, kind="stable") if allowed[k]][:max(1, int(best * len(answers)))]
+    unique = dict.fromkeys((prompts[k], answers[k]) for k in order)
+    return [{"prompt": prompt, "completion": answer} for prompt, answer in unique]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `personalise` made: the taste, the answers imitated in each round, and processor seconds from labels to policy."""
+
+    taste: Taste
+    imitated: list[int]
+    seconds: float
+
+    def __str__(self) -> str:
+        if not self.taste.predicted:
+            return f"no labels were used, only the shared reward; {self.seconds:.0f} CPU seconds"
+        right = f"left-out labels were predicted in {self.taste.predicted['estimate']:.0%} of {self.taste.predicted['n']} cases"
+        verdict = "so the taste counts" if self.taste.counts else "which tells no taste, so only the shared reward was followed"
+        return f"{right}, {verdict}; {sum(self.imitated)} answers imitated in {len(self.imitated)} rounds, {self.seconds:.0f} CPU seconds"
+
+
+def personalise(run: Run, labels: list[dict] | None, seed: int | None = None, folder: Path | None = None) -> Outcome:
+    """Teach the SFT policy one person's taste; the policy and `taste.json` become the run's artifact `personal` (or go to `folder`).
+
+    Args:
+        labels: preferences (`prompt`, `chosen`, `rejected`) of one person, as `own_labels` gives them; None trains the control, which
+            follows only the shared reward.
+        seed: of the fresh prompts and answers; the run's seed if none is given.
+        folder: where to write instead of the run.
+
+    Raises:
+        TooFewLabels: if fewer than `MINIMUM` labels have a winner.
+        FileNotFoundError: if the run lacks candidates, SFT model or reward model; the message names the notebook.
+    """
+    seed, started = run.seed if seed is None else seed, time.process_time()
+    for stage, notebook in (("sft", "03"), ("candidates", "04"), ("reward_model", "05")):
+        if not run.has(stage):
+            raise FileNotFoundError(f"{run.folder.name} has no {stage} yet: run notebook {notebook} first, or need(run, {stage!r})")
+    model, tokenizer = load_reward_model(run.path("reward_model")), load_tokenizer(run.path("sft"))
+    read = None if labels is None else read_labels(model, tokenizer, labels)
+    rows = read_candidates(run.path("candidates"))[:PROMPTS[0]]
+    prompts = [as_text(row["prompt"]) for row in rows for _ in row["responses"]]
+    answers = [response["text"] for row in rows for response in row["responses"]]
+    reading, finished = read_answers(model, tokenizer, prompts, answers), [True] * len(answers)
+    taste = learn_taste(*read, prompts, reading) if read else without_taste(prompts, reading)
+    policy, imitated = run.path("sft"), []
+    with run.building("personal") if folder is None else nullcontext(folder) as made:
+        for number in range(1 + ROUNDS):
+            if number:
+                prompts, answers, finished = fresh_answers(policy, tokenizer, run, seed, number)
+                reading = read_answers(model, tokenizer, prompts, answers)
+            chosen = best_answers(taste, prompts, answers, finished, reading)
+            if number and not chosen:  # nothing passes the guard any more: the policy of the last round is the better one
+                break
+            train_sft(policy, chosen, made, LEARNING, seed + number, title=f"Imitating {len(chosen)} answers, round {number + 1}")
+            policy = made
+            imitated.append(len(chosen))
+        taste.save(made / "taste.json")
+    return Outcome(taste, imitated, time.process_time() - started)
+
+
+def fresh_answers(policy: Path, tokenizer, run: Run, seed: int, number: int) -> tuple[list[str], list[str], list[bool]]:
+    """Prompts, answers of the policy, and whether they came to their end: `ANSWERS` for each of the training prompts of a round."""
+    prompts = [write_prompt(r) for r in training_requests(min(PROMPTS[1], run.profile.comparison_prompts), f"personal {seed} {number}")]
+    said = sample(load_policy(policy), tokenizer, prompts * ANSWERS, seed=1000 * seed + number, max_new_tokens=run.profile.max_new_tokens)
+    return prompts * ANSWERS, said.texts, said.finished
