@@ -7,6 +7,7 @@ that the base model's corpus knows and that no later stage ever trains on (`data
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 
 from .catalogue import catalogue
 from .grammar import Dice, Request, ask, with_persona, write_prompt
@@ -54,11 +55,12 @@ def training_requests(number: int, seed: int | str, counts: float = 0.0) -> list
     wordings = [k for k in range(4) if k not in held["instruction_wordings"]]
     pairs = [p for p in world.language["instruction_pairs"] if p not in held["instruction_pairs"]]
     dice, found = Dice(f"training {seed}"), {}
+    draw = partial(ask, dice, topics, questions=questions, wordings=wordings, pairs=pairs)
     while len(found) < number:
         a_count = counts > 0 and dice.flip(counts)
-        request = ask(dice, topics, questions=questions, wordings=wordings, pairs=pairs)
+        request = draw()
         while a_count and not any(i.kind == "count" for i in request.instructions):
-            request = ask(dice, topics, questions=questions, wordings=wordings, pairs=pairs)
+            request = draw()
         if not is_reserved(request):
             found.setdefault(write_prompt(request), request)
     return list(found.values())
