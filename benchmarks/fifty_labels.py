@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlhf_helpers import personal  # noqa: E402
-from rlhf_helpers.formats import as_text, read_candidates, read_json, write_json  # noqa: E402
+from rlhf_helpers.formats import as_text, read_json, write_json  # noqa: E402
 from rlhf_helpers.models import load_policy, load_reward_model, load_tokenizer, sample  # noqa: E402
 from rlhf_helpers.profiles import PRACTICE  # noqa: E402
 from rlhf_helpers.rewards import shuffled  # noqa: E402
@@ -50,19 +50,12 @@ class Bench:
         self.run = Run(folder, PRACTICE, 0)
         self.tokenizer = load_tokenizer(self.run.path("sft"))
         self.reward_model = load_reward_model(self.run.path("reward_model"))
-        self.read = cache(self._read)
         self.held_out = cache(self._held_out)
 
-    def _read(self, prompt: str, answer: str):
-        return personal.read_answers(self.reward_model, self.tokenizer, [prompt], [answer])
-
-    @cache  # noqa: B019
     def candidates(self):
         """Prompts and reading of the candidates that `personalise` reads too."""
-        rows = read_candidates(self.run.path("candidates"))[:personal.PROMPTS[0]]
-        prompts = [as_text(row["prompt"]) for row in rows for _ in row["responses"]]
-        answers = [response["text"] for row in rows for response in row["responses"]]
-        return prompts, personal.read_answers(self.reward_model, self.tokenizer, prompts, answers)
+        rows, reading = personal.read_candidates_of(self.run)
+        return [as_text(row["prompt"]) for row in rows for _ in row["responses"]], reading
 
     def answers(self, model: Path, prompts: list[str], seed: int) -> list[str]:
         return sample(load_policy(model), self.tokenizer, prompts, seed=seed, max_new_tokens=self.run.profile.max_new_tokens).texts
@@ -86,17 +79,13 @@ class Bench:
 
     def curve(self, name: str, seed: int) -> dict:
         """Accuracy of the taste's reward from some labels, and from the same ones turned by a coin; nothing is trained."""
-        labels = personal.simulated_labels(self.run, name, max(CURVE), seed)
-        read = personal.read_labels(self.reward_model, self.tokenizer, labels)
         row = {}
         for number in CURVE:
-            part = labels[: round(number * len(labels) / max(CURVE))]  # as many comparisons; ties have no winner
-            coins = shuffled(part, seed)
-            turned = np.array([row["chosen"] != coin["chosen"] for row, coin in zip(part, coins)])
-            sides = [personal.Reading(r.states[: len(part)], r.rewards[: len(part)]) for r in read[:2]]
-            by_coin = [personal.Reading(np.where(turned[:, None], b.states, a.states), np.where(turned, b.rewards, a.rewards))
-                       for a, b in (sides, sides[::-1])]
-            learned, random = (personal.learn_taste(*pair, read[2], *self.candidates()) for pair in (sides, by_coin))
+            labels = personal.simulated_labels(self.run, name, number, seed)
+            chosen, rejected, shortest = personal.read_labels(self.reward_model, self.tokenizer, labels)
+            turned = np.array([one["chosen"] != coin["chosen"] for one, coin in zip(labels, shuffled(labels, seed))])
+            by_coin = exchanged(chosen, rejected, turned), exchanged(rejected, chosen, turned)
+            learned, random = (personal.learn_taste(*pair, shortest, *self.candidates()) for pair in ((chosen, rejected), by_coin))
             row[str(number)] = {"right": self.accuracy(name, learned, seed), "counts": learned.counts,
                                 "random_right": self.accuracy(name, random, seed), "random_counts": random.counts}
         return row
@@ -113,6 +102,12 @@ class Bench:
         settings = {name: value for name, value in vars(personal).items() if name.isupper() and name != "TASTES"}
         weights = [(self.run.path(stage) / "model.safetensors").read_bytes() for stage in ("sft", "reward_model")]
         return hashlib.sha256(b"".join([*weights, repr(sorted(settings.items())).encode()])).hexdigest()[:16]
+
+
+def exchanged(one: personal.Reading, other: personal.Reading, where: np.ndarray) -> personal.Reading:
+    """`one` with the rows of `other` in the marked places."""
+    parts = (np.where(where[(...,) + (None,) * (a.ndim - 1)], b, a) for a, b in zip(vars(one).values(), vars(other).values()))
+    return personal.Reading(*parts)
 
 
 # --- from rows to figures ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ Two steps, both small because fifty noisy labels are little:
 
 1. **A head, not a model.** The committed reward model stays as it is and reads both answers of each label; what it holds of them in its
    hidden states (at its last token, and over the tokens of the answer) becomes forty numbers, in which answers to one prompt differ most.
-   On these and on the reward itself, Bradley and Terry's model is fitted with a Gaussian prior: some forty weights in place of millions.
+   Five more are counted in the answer: words, sentences, items of a list, exclamation and question marks. On these and on the reward
+   itself, Bradley and Terry's model is fitted with a Gaussian prior: some forty weights in place of millions.
    Each label is then predicted from all others. If that beats a coin by more than two nats, the taste counts, else it is left out:
    labels that contradict each other move nothing.
 2. **Choose and imitate.** The policy learns from its own best answers: of the answers to a prompt, those with the highest
@@ -19,22 +20,26 @@ Two steps, both small because fifty noisy labels are little:
 
 import json
 import random
+import re
 import tempfile
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.linalg import block_diag
 from scipy.special import expit
 
 from .formats import as_text, atomic_write_text, read_candidates
 from .labelling.session import LabellingSession
 from .labelling.store import LabelStore, pairs_in
-from .models import chat, load_policy, load_reward_model, load_tokenizer, prompt_tokens, sample
+from .models import load_policy, load_reward_model, load_tokenizer, prompt_tokens, read_chats, sample
 from .profiles import Training
-from .runs import Run
+from .runs import Run, fingerprint
 from .sft import train_sft
 from .statistics import share
 from .world.annotators import TASTES
@@ -43,7 +48,8 @@ from .world.splits import training_requests
 
 MINIMUM = 10  # labels with a winner; fewer cannot even be checked against each other
 DIRECTIONS = 40  # in which answers to one prompt differ most
-PRECISION = 0.5  # of the prior of each weight: before any label, two answers are some 2 log-odds apart
+STYLE = 0.5  # how far answers to one prompt differ in each mark of style, where their states differ by 1 in all
+PRECISION = 1.0  # of the prior of each weight
 EVIDENCE = 2.0  # nats by which left-out labels have to be predicted better than by a coin; one set of coin flips in twenty is
 KEEP = 0.5  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
 LEARNING = Training(learning_rate=6e-4, batch_size=16, epochs=2.0)
@@ -76,15 +82,14 @@ def own_labels(store: LabelStore, annotator: str | None = None) -> list[dict]:
 
 
 def simulated_labels(run: Run, taste: str, number: int = 50, seed: int = 0) -> list[dict]:
-    """What one of `TASTES` says to `number` comparisons of the run's candidates, through a session and a store that is thrown away."""
+    """What one of `TASTES` says to `number` comparisons `worth_asking`, through a session and a store that is thrown away."""
     if taste not in TASTES:
         raise KeyError(f"no taste {taste!r}; choose one of: {', '.join(TASTES)}")
     person, dice = TASTES[taste], random.Random(f"{taste} {seed}")
-    candidates = dice.sample(rows := read_candidates(run.path("candidates")), min(number, len(rows)))
     with tempfile.TemporaryDirectory() as folder:
         store = LabelStore(Path(folder) / "labels.sqlite")
-        session = LabellingSession(store, candidates, person.name, seed, kind="simulated")
-        for _ in range(min(number, session.progress().total)):
+        session = LabellingSession(store, worth_asking(run, number, seed), person.name, seed, kind="simulated")
+        for _ in range(session.progress().total):
             shown = session.current
             said = person.compare(shown.prompt, shown.left.text, shown.right.text, dice)
             session.choose(shown.pair_id, said.choice, said.shown_ms)
@@ -97,31 +102,44 @@ def simulated_labels(run: Run, taste: str, number: int = 50, seed: int = 0) -> l
 
 @dataclass(frozen=True)
 class Reading:
-    """Answers as the reward model sees them: hidden `states` (answers, 3 x width) and the shared `rewards` (answers,)."""
+    """Answers as a head sees them: the reward model's hidden `states` (answers, 3 x width), their `style` (answers, 5) and the shared
+    `rewards` (answers,)."""
 
     states: np.ndarray
+    style: np.ndarray
     rewards: np.ndarray
+
+    @property
+    def features(self) -> np.ndarray:
+        """States and style side by side."""
+        return np.hstack([self.states, self.style])
+
+    def __getitem__(self, rows) -> "Reading":
+        return Reading(self.states[rows], self.style[rows], self.rewards[rows])
 
 
 @torch.inference_mode()
-def read_answers(model, tokenizer, prompts: list[str], answers: list[str], batch_size: int = 64) -> Reading:
+def read_answers(model, tokenizer, prompts: list[str], answers: list[str]) -> Reading:
     """Let the reward model read each answer: its last state at the last token; of a middle layer, mean and sum over the answer."""
-    texts = [tokenizer.apply_chat_template(chat(p, a), tokenize=False, chat_template=model.chat_template)
-             for p, a in zip(prompts, answers, strict=True)]
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     starts = [len(prompt_tokens(tokenizer, prompt)) for prompt in prompts]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    states, rewards = [None] * len(ids), np.zeros(len(ids))
-    for at in range(0, len(order), batch_size):
-        picked = order[at:at + batch_size]
-        batch = tokenizer.pad({"input_ids": [ids[i] for i in picked]}, padding_side="right", return_tensors="pt").to(model.device)
+    states, rewards = [None] * len(prompts), np.zeros(len(prompts))
+    for picked, batch in read_chats(model, tokenizer, prompts, answers):
         layers = model.base_model(**batch, use_cache=False, output_hidden_states=True).hidden_states
-        for row, i in enumerate(picked):
-            end = layers[-1][row, len(ids[i]) - 1]
-            said = layers[len(layers) // 2][row, starts[i]:len(ids[i])]
+        for row, (i, length) in enumerate(zip(picked, batch["attention_mask"].sum(1).tolist())):
+            end, said = layers[-1][row, length - 1], layers[len(layers) // 2][row, starts[i]:length]
             states[i] = torch.cat([end, said.mean(0), said.sum(0)]).cpu().numpy()
             rewards[i] = model.score(end).item()
-    return Reading(np.stack(states).astype(float), rewards)
+    return Reading(np.stack(states).astype(float), np.array([style(answer) for answer in answers], float), rewards)
+
+
+def style(answer: str) -> list[int]:
+    """What anybody sees of an answer's form: words, sentences, items of a list, exclamation marks, question marks.
+
+    People often want a form, and a form is told at once by counting, while the reward model's states hold it mixed with all else. The
+    kind of features is that of Li et al. (2024, "Does style matter?"), who take length and layout out of people's votes with it.
+    """
+    return [len(answer.split()), len(re.findall(r"(?<!\d)[.!?](?=\s|$)", answer)), len(re.findall(r"(?m)^\s*(?:\d+[.)]|[-*•])\s", answer)),
+            answer.count("!"), answer.count("?")]
 
 
 def read_labels(model, tokenizer, labels: list[dict]) -> tuple[Reading, Reading, int]:
@@ -144,20 +162,57 @@ def centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return values - means[groups].reshape(values.shape)
 
 
-def directions(states: np.ndarray, groups: np.ndarray, number: int = DIRECTIONS) -> np.ndarray:
-    """The principal components (features, number) of how answers to one prompt differ, scaled to a total variance of 1."""
-    within = centred(states, groups)
+def directions(reading: Reading, groups: np.ndarray, number: int = DIRECTIONS) -> np.ndarray:
+    """What the head may weigh, as columns (features, number + 5): how answers to one prompt differ.
+
+    The first are the principal components of the states' differences, scaled to a total variance of 1; then each mark of style by itself,
+    scaled to a standard deviation of `STYLE`.
+    """
+    within = centred(reading.states, groups)
     spread = within.std(0) + 1e-6
     _, sizes, components = np.linalg.svd(within / spread, full_matrices=False)
     total = np.sqrt((sizes[:number] ** 2).sum() / len(within))
-    return (components[:number] / spread).T / total
+    return block_diag((components[:number] / spread).T / total, np.diag(STYLE / (centred(reading.style, groups).std(0) + 1e-6)))
+
+
+def worth_asking(run: Run, number: int = 50, seed: int = 0) -> list[dict]:
+    """The comparisons that tell most about a taste, as candidates of two answers each (`prompt`, `responses`), one for a prompt.
+
+    Of six times as many pairs of the run's candidates, drawn by lot, those whose answers are furthest apart in all that the head may weigh.
+    Of answers that hardly differ, even the person who wants something could say little.
+    """
+    rows, reading = read_candidates_of(run)
+    prompts = np.array([as_text(row["prompt"]) for row in rows for _ in row["responses"]])
+    seen = np.column_stack([reading.features @ directions(reading, prompts), reading.rewards / without_taste(prompts, reading).spread[1]])
+    ends = np.cumsum([len(row["responses"]) for row in rows])
+    pairs = [(k, one, other) for k, row in enumerate(rows) for one, other in combinations(range(ends[k] - len(row["responses"]), ends[k]), 2)]
+    drawn = random.Random(seed).sample(pairs, min(6 * number, len(pairs)))
+    drawn.sort(key=lambda pair: -np.linalg.norm(seen[pair[1]] - seen[pair[2]]))
+    chosen = {}
+    for k, *pair in drawn:
+        chosen.setdefault(k, [rows[k]["responses"][place - ends[k]] for place in pair])
+    return [{"prompt": rows[k]["prompt"], "responses": pair} for k, pair in list(chosen.items())[:number]]
+
+
+def read_candidates_of(run: Run) -> tuple[list[dict], Reading]:
+    """The first of the run's candidates, as many as are read, and what the reward model holds of their answers."""
+    kept = tuple(run.path(stage) for stage in ("candidates", "reward_model", "sft"))
+    return _read_candidates(*kept, PROMPTS[0], kept[0].stat().st_mtime_ns, fingerprint(kept[1]))
+
+
+@lru_cache(maxsize=1)  # labelling and training need the same; the last two arguments say whether it still is
+def _read_candidates(candidates: Path, reward_model: Path, sft: Path, number: int, *_) -> tuple[list[dict], Reading]:
+    rows = read_candidates(candidates)[:number]
+    prompts = [as_text(row["prompt"]) for row in rows for _ in row["responses"]]
+    answers = [response["text"] for row in rows for response in row["responses"]]
+    return rows, read_answers(load_reward_model(reward_model), load_tokenizer(sft), prompts, answers)
 
 
 # --- the taste ---------------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Taste:
-    """One person's reward: `weights` on the states plus `own` times the shared reward, in log-odds of this person's choices.
+    """One person's reward: `weights` on the features plus `own` times the shared reward, in log-odds of this person's choices.
 
     `predicted` says in which share of the labels the others predicted the one left out; `counts` whether that was enough, else training
     leaves the taste out. `words` is the length of the shortest answer this person ever chose, `floor` the shared reward (less the mean
@@ -174,7 +229,7 @@ class Taste:
 
     def rewards(self, reading: Reading) -> np.ndarray:
         """This person's reward of each answer."""
-        return reading.states @ self.weights + self.own * reading.rewards
+        return reading.features @ self.weights + self.own * reading.rewards
 
     def save(self, path: Path) -> None:
         """Write everything as one JSON file."""
@@ -222,8 +277,8 @@ def learn_taste(chosen: Reading, rejected: Reading, shortest: int, prompts: list
         prompts, reading: some hundred answers, several to each prompt, that say how answers differ; nobody labelled them.
     """
     base = without_taste(prompts, reading)
-    basis, scale = directions(reading.states, np.array(prompts)), base.spread[1]
-    differences = np.column_stack([(chosen.states - rejected.states) @ basis, (chosen.rewards - rejected.rewards) / scale])
+    basis, scale = directions(reading, np.array(prompts)), base.spread[1]
+    differences = np.column_stack([(chosen.features - rejected.features) @ basis, (chosen.rewards - rejected.rewards) / scale])
     odds, weights = left_out(differences), fit(differences)
     learned = replace(base, weights=basis @ weights[:-1], own=float(weights[-1] / scale), predicted=share(odds > 0))
     if evidence(odds) <= EVIDENCE:
@@ -235,7 +290,7 @@ def learn_taste(chosen: Reading, rejected: Reading, shortest: int, prompts: list
 def without_taste(prompts: list[str], reading: Reading) -> Taste:
     """The control: nothing but the shared reward, with the same guard."""
     shared = centred(reading.rewards, np.array(prompts))
-    return Taste(np.zeros(reading.states.shape[1]), 0.0, {}, False, 1, float(np.quantile(shared, 0.25)), (1.0, float(shared.std() + 1e-9)))
+    return Taste(np.zeros(reading.features.shape[1]), 0.0, {}, False, 1, float(np.quantile(shared, 0.25)), (1.0, float(shared.std() + 1e-9)))
 
 
 # --- the policy --------------------------------------------------------------------------------------------------------------
@@ -298,10 +353,10 @@ def personalise(run: Run, labels: list[dict] | None, seed: int | None = None, fo
             raise FileNotFoundError(f"{run.folder.name} has no {stage} yet: run notebook {notebook} first, or need(run, {stage!r})")
     model, tokenizer = load_reward_model(run.path("reward_model")), load_tokenizer(run.path("sft"))
     read = None if labels is None else read_labels(model, tokenizer, labels)
-    rows = read_candidates(run.path("candidates"))[:PROMPTS[0]]
+    rows, reading = read_candidates_of(run)
     prompts = [as_text(row["prompt"]) for row in rows for _ in row["responses"]]
     answers = [response["text"] for row in rows for response in row["responses"]]
-    reading, finished = read_answers(model, tokenizer, prompts, answers), [True] * len(answers)
+    finished = [True] * len(answers)
     taste = learn_taste(*read, prompts, reading) if read else without_taste(prompts, reading)
     policy, imitated = run.path("sft"), []
     with run.building("personal") if folder is None else nullcontext(folder) as made:

@@ -174,7 +174,7 @@ def test_rewards_equal_unpadded_scores_one_by_one(start, suffix, request):
     torch.manual_seed(3)
     model, tokenizer = load_reward_model(folder), load_tokenizer(folder)
     model.chat_template += suffix
-    found = models.rewards(model, tokenizer, PROMPTS, ANSWERS, batch_size=7)
+    found = models.rewards(model, tokenizer, PROMPTS, ANSWERS)
     for prompt, answer, score in zip(PROMPTS, ANSWERS, found):
         text = tokenizer.apply_chat_template(chat(prompt, answer), tokenize=False) + suffix
         with torch.inference_mode():

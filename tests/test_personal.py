@@ -44,11 +44,25 @@ def test_centring_takes_out_what_the_answers_to_a_prompt_share():
 
 
 def test_directions_have_a_total_variance_of_one_and_no_scale():
-    states, groups = np.random.default_rng(0).normal(size=(300, 10)), np.repeat(np.arange(100), 3)
-    basis = personal.directions(states, groups, 6)
-    assert (personal.centred(states, groups) @ basis).var(0).sum() == pytest.approx(1)
-    other = personal.directions(states * 1000, groups, 6)
-    np.testing.assert_allclose(np.abs(states * 1000 @ other), np.abs(states @ basis), rtol=1e-3)
+    dice, groups = np.random.default_rng(0), np.repeat(np.arange(100), 3)
+    reading = Reading(dice.normal(size=(300, 10)), dice.poisson(5, size=(300, 5)).astype(float), np.zeros(300))
+    z = reading.features @ personal.directions(reading, groups, 6)
+    assert z.shape == (300, 6 + 5) and personal.centred(z[:, :6], groups).var(0).sum() == pytest.approx(1)
+    np.testing.assert_allclose(personal.centred(z[:, 6:], groups).std(0), personal.STYLE, rtol=1e-3)
+    large = Reading(reading.states * 1000, reading.style * 1000, reading.rewards)
+    np.testing.assert_allclose(np.abs(large.features @ personal.directions(large, groups, 6)), np.abs(z), rtol=1e-3)
+
+
+def test_a_mark_of_style_that_never_differs_weighs_nothing():
+    reading = Reading(np.random.default_rng(0).normal(size=(30, 4)), np.ones((30, 5)), np.zeros(30))
+    z = reading.features @ personal.directions(reading, np.repeat(np.arange(10), 3), 2)
+    assert np.isfinite(z).all() and not personal.centred(z, np.repeat(np.arange(10), 3))[:, 2:].any()
+
+
+@pytest.mark.parametrize("answer, marks", [
+    ("", [0, 0, 0, 0, 0]), ("Good luck! Sleep at 3.5 hours?", [6, 2, 0, 1, 1]), ("Do this:\n1. Walk.\n2) Run!\n- Rest.", [8, 3, 3, 1, 0])])
+def test_style_counts_what_anybody_sees(answer, marks):
+    assert personal.style(answer) == marks
 
 
 def test_evidence_is_nats_above_a_coin():
@@ -58,23 +72,27 @@ def test_evidence_is_nats_above_a_coin():
 
 # --- a taste on planted data -------------------------------------------------------------------------------------------------
 
+def noise(dice, number):
+    return Reading(dice.normal(size=(number, WIDTH)), dice.poisson(5, size=(number, 5)).astype(float), dice.normal(size=number))
+
+
 @pytest.fixture
 def planted():
     """Answers whose states are noise, with what a person likes in one direction of them: (prompts, reading, liking of a reading)."""
     dice = np.random.default_rng(3)
     likes = dice.normal(size=WIDTH)
-    reading = Reading(dice.normal(size=(600, WIDTH)), dice.normal(size=600))
+    reading = noise(dice, 600)
     return [f"prompt {k // 3}" for k in range(600)], reading, lambda states: 3 * states @ likes / np.linalg.norm(likes)
 
 
 def labelled(planted, number, seed, coin=False):
     """(chosen, rejected) by a person who errs as Bradley and Terry have it, or by a coin."""
     dice = np.random.default_rng(seed)
-    one, other = (Reading(dice.normal(size=(number, WIDTH)), dice.normal(size=number)) for _ in range(2))
+    one, other = noise(dice, number), noise(dice, number)
     odds = np.zeros(number) if coin else planted[2](one.states) - planted[2](other.states)
     swap = dice.random(number) > 1 / (1 + np.exp(-odds))
-    pick = lambda a, b: Reading(np.where(swap[:, None], b.states, a.states), np.where(swap, b.rewards, a.rewards))  # noqa: E731
-    return pick(one, other), pick(other, one)
+    both, rows = Reading(*map(np.concatenate, zip(vars(one).values(), vars(other).values()))), np.arange(number)
+    return both[rows + number * swap], both[rows + number * ~swap]
 
 
 def learn(planted, labels):
@@ -85,7 +103,7 @@ def learn(planted, labels):
 def test_labels_of_a_taste_move_the_reward_their_way(planted, number, least):
     taste = learn(planted, labelled(planted, number, 0))
     fresh = np.random.default_rng(9).normal(size=(2, 500, WIDTH))
-    liked, given = (planted[2](fresh[0]) - planted[2](fresh[1])), (fresh[0] - fresh[1]) @ taste.weights
+    liked, given = (planted[2](fresh[0]) - planted[2](fresh[1])), (fresh[0] - fresh[1]) @ taste.weights[:WIDTH]
     clear = np.abs(liked) > np.log(9)
     assert ((liked > 0) == (given > 0))[clear].mean() > least and taste.counts and taste.predicted["estimate"] > 0.6
 
@@ -134,8 +152,8 @@ def test_empty_short_unfinished_and_poor_answers_are_never_imitated(planted):
     answers = [" ".join(["word"] * (k % 8)) for k in range(160)]
     finished = [k % 8 != 5 for k in range(160)]
     shared = np.where(np.arange(160) % 8 == 4, -5.0, 1.0)  # those of four words are poor
-    reading = Reading(np.array([[-float(k % 8)] for k in range(160)]), shared)
-    taste = personal.Taste(np.ones(1), 0.0, {}, True, words=3, floor=-1.0, spread=(0.1, 1.0))
+    reading = Reading(np.array([[-float(k % 8)] for k in range(160)]), np.zeros((160, 5)), shared)
+    taste = personal.Taste(np.r_[1.0, np.zeros(5)], 0.0, {}, True, words=3, floor=-1.0, spread=(0.1, 1.0))
     chosen = [len(row["completion"].split()) for row in personal.best_answers(taste, prompts, answers, finished, reading, best=0.5)]
     assert set(chosen) == {3, 6, 7} and min(chosen) == chosen[0] == 3
     nothing = personal.best_answers(taste, prompts, [""] * 160, finished, reading)
@@ -206,15 +224,28 @@ def test_own_labels_are_those_of_persons_that_have_a_winner(store, candidates):
     assert personal.own_labels(store, "nobody") == []
 
 
-def test_a_simulated_person_labels_as_it_likes(tiny_run, candidates):
-    write_candidates(tiny_run.path("candidates"), candidates)
-    labels = personal.simulated_labels(tiny_run, "numbered", 50)
-    assert 30 <= len(labels) <= 50 and labels == personal.simulated_labels(tiny_run, "numbered", 50)
-    assert labels != personal.simulated_labels(tiny_run, "numbered", 50, seed=1)
+def test_a_simulated_person_labels_as_it_likes(ready, monkeypatch):
+    monkeypatch.setattr(personal, "PROMPTS", (60, 4))
+    labels = personal.simulated_labels(ready, "numbered", 50)
+    assert 30 <= len(labels) <= 50 and labels == personal.simulated_labels(ready, "numbered", 50)
+    assert labels != personal.simulated_labels(ready, "numbered", 40, seed=1)
     felt = [[TASTES["numbered"].felt_quality(judge(row["prompt"], row[side])) for side in ("chosen", "rejected")] for row in labels]
     assert 0.7 < np.mean([chosen > rejected for chosen, rejected in felt]) < 1
     with pytest.raises(KeyError, match="no taste 'sweet'; choose one of: courteous, terse"):
-        personal.simulated_labels(tiny_run, "sweet")
+        personal.simulated_labels(ready, "sweet")
+
+
+def test_what_is_asked_differs_more_than_what_the_lot_would_ask(ready):
+    rows, reading = personal.read_candidates_of(ready)
+    place = {(row["prompt"], response["text"]): reading.features[k] / (reading.features.std(0) + 1e-6)
+             for k, (row, response) in enumerate((row, response) for row in rows for response in row["responses"])}
+    apart = lambda row: np.linalg.norm(place[row["prompt"], row["responses"][0]["text"]]  # noqa: E731
+                                       - place[row["prompt"], row["responses"][1]["text"]])
+    asked = personal.worth_asking(ready, 5)
+    assert len(asked) == len({row["prompt"] for row in asked}) == 5 and all(len(row["responses"]) == 2 for row in asked)
+    assert np.mean([apart(row) for row in asked]) > np.mean([apart(row) for row in rows if len(row["responses"]) > 1])
+    assert asked == personal.worth_asking(ready, 5) != personal.worth_asking(ready, 5, seed=1)
+    assert len(personal.worth_asking(ready, 1000)) == len(rows)
 
 
 # --- the whole path on tiny models -------------------------------------------------------------------------------------------
@@ -225,7 +256,8 @@ def test_a_reading_holds_the_reward_and_does_not_depend_on_its_batch(tiny, tiny_
     texts = [row["responses"][0]["text"] for row in candidates[:9]]
     read = personal.read_answers(model, tokenizer, prompts, texts)
     np.testing.assert_allclose(read.rewards, rewards(model, tokenizer, prompts, texts), atol=1e-4)
-    np.testing.assert_allclose(read.states, personal.read_answers(model, tokenizer, prompts, texts, batch_size=2).states, atol=1e-3)
+    alone = np.vstack([personal.read_answers(model, tokenizer, [p], [t]).states for p, t in zip(prompts, texts)])
+    np.testing.assert_allclose(read.states, alone, atol=1e-3)
 
 
 @pytest.fixture
