@@ -10,6 +10,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from scipy import stats
 from tiny import threads
 from transformers import AutoModelForCausalLM
@@ -73,6 +74,51 @@ def test_sampled_first_tokens_follow_the_softmax(llama):
     expected = [*expected[common], expected[~common].sum()]
     assert len(observed) > 5
     assert stats.chisquare(observed, expected, sum_check=False).pvalue > 0.01
+
+
+@pytest.mark.parametrize("model_class", ["LlamaForCausalLM", "GPT2LMHeadModel", "Qwen2ForCausalLM", "MistralForCausalLM", "lora"])
+def test_greedy_answers_to_shared_prompts_in_any_model(model_class, llama):
+    """Groups that share a prompt, beside others, against `generate` row by row; a sliding window and LoRA too."""
+    _, tokenizer = llama
+    torch.manual_seed(1)
+    model = getattr(transformers, "LlamaForCausalLM" if model_class == "lora" else model_class)
+    shape = dict(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.3,
+                 pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    more = {"GPT2LMHeadModel": {}, "MistralForCausalLM": dict(intermediate_size=64, num_key_value_heads=2, sliding_window=12)}
+    model = model(model.config_class(**shape, **more.get(model_class, dict(intermediate_size=64, num_key_value_heads=2)))).eval()
+    if model_class == "lora":
+        model = get_peft_model(model, LoraConfig(r=2, init_lora_weights=False, target_modules="all-linear")).eval()
+    ids = [prompt_ids(tokenizer, prompt)[0].tolist() for prompt in PROMPTS[:5]]
+    found = models.sample_tokens(model, tokenizer, [ids[k] for k in (0, 0, 1, 2, 0, 3, 4, 4)], temperature=0, max_new_tokens=40, generator=None)
+    theirs = [model.generate(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long), do_sample=False,
+                             max_new_tokens=40)[0, len(row):].tolist() for row in ids]
+    assert found == [theirs[k] for k in (0, 0, 1, 2, 0, 3, 4, 4)]
+
+
+def test_draws_are_those_of_multinomial(llama):
+    """The same tokens from the same seed; notebooks made with either show the same answers."""
+    dice = torch.Generator().manual_seed(7)
+    logits = 3 * torch.randn(200, 500, generator=dice)
+    for temperature in (0.7, 1.0):
+        theirs = torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=torch.Generator().manual_seed(1)).squeeze(1)
+        assert torch.equal(models._choose(logits, temperature, torch.Generator().manual_seed(1)), theirs)
+
+
+def test_sampled_groups_are_those_of_a_plain_loop(llama):
+    """Seeded draws for groups that share prompts, against the slow way: whole texts read anew, ended rows left out of the draw."""
+    model, tokenizer = llama
+    prompts = [prompt_ids(tokenizer, PROMPTS[k])[0].tolist() for k in (3, 3, 3, 1, 3, 1, 7, 7)]
+    found = models.sample_tokens(model, tokenizer, prompts, temperature=1.0, max_new_tokens=40, generator=torch.Generator().manual_seed(2))
+    dice, texts = torch.Generator().manual_seed(2), [list(prompt) for prompt in prompts]
+    for _ in range(40):
+        going = [k for k, text in enumerate(texts) if len(text) == len(prompts[k]) or text[-1] != tokenizer.eos_token_id]
+        if going:
+            with torch.inference_mode():
+                logits = torch.stack([model(torch.tensor([texts[k]])).logits[0, -1] for k in going])
+            for k, token in zip(going, torch.multinomial(torch.softmax(logits, -1), 1, generator=dice).squeeze(1).tolist()):
+                texts[k].append(token)
+    assert found == [text[len(prompt):] for text, prompt in zip(texts, prompts)]
+    assert len({len(row) for row in found}) > 3
 
 
 def test_one_seed_gives_one_text_and_another_seed_another(llama):
