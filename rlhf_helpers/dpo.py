@@ -13,6 +13,7 @@ from .profiles import Training
 from .training import History, length_grouped, run_trainer, trainer_settings
 
 MAX_LENGTH = 256
+PAIRS_AT_ONCE = 4  # two answers each, read by policy and reference: the same step in a fifth less memory than with eight
 
 
 def train_dpo(start: str | Path, rows: list[dict], folder: str | Path, training: Training, beta: float, seed: int = 0) -> History:
@@ -22,7 +23,7 @@ def train_dpo(start: str | Path, rows: list[dict], folder: str | Path, training:
         RuntimeError: if the first loss is not ln 2, which means that policy and reference were not the same model.
     """
     data = _dataset(length_grouped(rows, ("prompt", "chosen", "rejected"), training.batch_size, seed))
-    settings = trainer_settings(folder, seed, training, max_length=MAX_LENGTH, beta=beta)
+    settings = trainer_settings(folder, seed, training, PAIRS_AT_ONCE, max_length=MAX_LENGTH, beta=beta)
     trainer = DPOTrainer(model=str(start), processing_class=load_tokenizer(start), train_dataset=data, args=DPOConfig(**settings))
     history = run_trainer(trainer, History("DPO"), folder)
     if abs(history.rows[0]["loss"] - math.log(2)) > 1e-3:

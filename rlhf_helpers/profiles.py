@@ -51,7 +51,7 @@ class ProximalPolicyOptimisation:
     unfinished_score: float | None = -1.0  # in place of the reward of an answer that was cut off; None keeps the reward
     max_gradient: float = 1.0  # norm
     temperature: float = 1.0
-    rows_at_once: int = 8  # in one pass through the model; fewer need less memory
+    rows_at_once: int = 4  # in one pass through the model; fewer need less memory
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Profile:
     responses: int = 3  # sampled for each prompt; every two of them make a pair
     reward_model: Training = Training(learning_rate=1.5e-4, batch_size=16)
     rloo: ReinforcementLearning = ReinforcementLearning(steps=12, batch_size=32, generations=4, learning_rate=8e-4, beta=0.05)
-    grpo: ReinforcementLearning = ReinforcementLearning(steps=24, batch_size=64, generations=8, learning_rate=1.2e-3, beta=0.4)
+    grpo: ReinforcementLearning = ReinforcementLearning(steps=36, batch_size=64, generations=8, learning_rate=1e-3, beta=0.4)
     ppo: ProximalPolicyOptimisation = ProximalPolicyOptimisation(
         steps=12, batch_size=48, learning_rate=1e-3, beta=0.03, epochs=2, trace=1.0)
     dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=60)

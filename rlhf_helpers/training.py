@@ -34,7 +34,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module=r"trl|transformers|torch|accelerate")
 
 
-def trainer_settings(folder: str | Path, seed: int, training: Training | None = None, **more) -> dict:
+def trainer_settings(folder: str | Path, seed: int, training: Training | None = None, rows_at_once: int = ROWS_AT_ONCE, **more) -> dict:
     """Keyword arguments for any TRL config: 32-bit on a CPU, nothing reported, nothing saved on the way, every step logged."""
     quiet()
     settings = dict(
@@ -42,7 +42,7 @@ def trainer_settings(folder: str | Path, seed: int, training: Training | None = 
         save_strategy="no", dataloader_pin_memory=GPU, logging_steps=1, disable_tqdm=True, lr_scheduler_type="linear",
         warmup_steps=5, max_grad_norm=1.0)
     if training is not None:
-        parts = math.ceil(training.batch_size / ROWS_AT_ONCE)
+        parts = math.ceil(training.batch_size / rows_at_once)
         settings |= dict(train_sampling_strategy="sequential", learning_rate=training.learning_rate,
                          per_device_train_batch_size=math.ceil(training.batch_size / parts), gradient_accumulation_steps=parts,
                          num_train_epochs=training.epochs, max_steps=training.steps)
