@@ -73,10 +73,10 @@ def courtesies(answer: str) -> int:
 WEAKNESSES = {"length": (words, 0.8), "courtesy": (courtesies, 0.8), "short": (lambda answer: -words(answer), 1.0)}  # share of labels
 KL_WEIGHTS = {"KL weight 0.1": 0.1, "KL weight 0.4": 0.4, "KL weight 1.6": 1.6}
 CURES = {  # beside "none", which gives "early stop" too
-    "50": (*KL_WEIGHTS, "ensemble"),
     "length": ("KL weight 0.4", "ensemble", "length penalty", "better labels"),
-    "courtesy": ("KL weight 0.4", "ensemble", "length penalty", "better labels"),
-    "short": ("KL weight 0.4", "length penalty")}
+    "short": ("length penalty", "KL weight 0.4"),
+    "50": (*KL_WEIGHTS, "ensemble"),
+    "courtesy": ("KL weight 0.4", "ensemble", "length penalty", "better labels")}
 
 
 class Lab:
@@ -216,14 +216,15 @@ def rounded(values, digits: int = 2):
 
 
 def plan_of(seeds: int, cure_seeds: int) -> list[tuple]:
-    """All rows to measure, seed by seed."""
+    """All rows to measure as (kind, problem, cure, seed), seed by seed."""
     todo = []
     for seed in range(max(seeds, cure_seeds)):
-        cured, sizes = seed < cure_seeds, seed < seeds
-        problems = [p for p in (*SIZES, *WEAKNESSES) if (sizes if p in SIZES else cured)]
-        todo += [("policy", problem, "none", seed) for problem in problems] + [("best_of_n", problem, "", seed) for problem in problems]
+        sizes, cured = SIZES if seed < seeds else {}, CURES if seed < cure_seeds else {}
+        todo += [("policy", problem, "none", seed) for problem in sizes] + [("best_of_n", problem, "", seed) for problem in sizes]
         todo += [("policy", "sft", "sft", seed)]
-        todo += [("policy", problem, cure, seed) for problem, cures in CURES.items() for cure in cures if cured]
+        for problem, cures in cured.items():
+            todo += [] if problem in sizes else [("policy", problem, "none", seed), ("best_of_n", problem, "", seed)]
+            todo += [("policy", problem, cure, seed) for cure in cures]
     return todo
 
 
