@@ -141,6 +141,17 @@ class Lab:
         prompts = stages.rl_prompts(self.run, 128)
         return prompts, sample(load_policy(self.run.path("sft")), self.tokenizer, prompts, seed=7).texts
 
+    def at_each_step(self, seed: int) -> tuple[list[list[str]], list[list[str]]]:
+        """Per step of the trainings with this seed, prompts and the SFT model's answers to them: what a step is compared with, because
+        the few prompts of one step may be harder or easier than those of another. All trainings with a seed have the same prompts."""
+        kept = self.folder / f"steps_{seed}.json"
+        steps = read_json(kept)
+        if not steps["answers"]:
+            policy = load_policy(self.run.path("sft"))
+            steps["answers"] = [sample(policy, self.tokenizer, asked, seed=k).texts for k, asked in enumerate(steps["prompts"])]
+            atomic_write_text(kept, json.dumps(steps))
+        return steps["prompts"], steps["answers"]
+
     def _pool(self) -> tuple[list[str], list[str]]:
         """Held-out prompts, each 64 times, and an answer of the SFT model to each."""
         kept, prompts = self.folder / "pool.json", [write_prompt(r) for r in evaluation_requests(POOL) for _ in range(max(NUMBERS))]
@@ -155,13 +166,16 @@ class Lab:
         table = lambda values: np.array(values, dtype=float).reshape(POOL, -1)  # noqa: E731
         scores, gold = table(reward_of(self.model(problem, seed))(prompts, answers)), table(rubric(prompts, answers))
         looks = {"rubric": gold, "words": table([words(a) for a in answers]), "courtesies": table([courtesies(a) for a in answers])}
-        reward_model = load_reward_model(self.model(problem, seed))
+        reward_model, reward = load_reward_model(self.model(problem, seed)), reward_of(self.model(problem, seed))
+        before = reward(*self.start())
+        start = [(np.mean(reward(asked[::4], said[::4])) - np.mean(before)) / np.std(before)
+                 for asked, said in zip(*self.at_each_step(seed))]
         curves = {name: best_of_n_curve(scores, values, NUMBERS) for name, values in {"reward": scores, **looks}.items()}
         gain = curves["rubric"] - gold.mean(1, keepdims=True)
         return {"kind": "best_of_n", "problem": problem, "seed": seed,
                 "accuracy": accuracy(score_differences(reward_model, self.tokenizer, self.held_out)),
                 "pays_for": {name: rounded(within(scores, values)) for name, values in looks.items()},
-                "reward": rounded((curves["reward"].mean(0) - scores.mean()) / scores.std()),
+                "start": rounded(start), "reward": rounded((curves["reward"].mean(0) - scores.mean()) / scores.std()),
                 "words": rounded(curves["words"].mean(0), 1), "gain": rounded(gain)}
 
     # --- policies -----------------------------------------------------------------------------------------------------------
@@ -180,11 +194,12 @@ class Lab:
         """Train a policy; one row, or two where the run without a cure gives early stopping too."""
         started, head = time.process_time(), {"kind": "policy", "problem": problem, "seed": seed}
         if cure == "sft":
-            start = rounded(np.mean(rubric(*self.start())), 3)
+            start = rounded([np.mean(rubric(asked, said)) for asked, said in zip(*self.at_each_step(seed))])
             return [{**head, "cure": cure, "start": start, **self.look(load_policy(self.run.path("sft")), seed)}]
         stops, reward = cure == "none" and problem in CURES, self.reward(problem, cure, seed)
         spread = np.std(before := reward(*self.start()))
-        keep, gauges = KeepBest("rewards/held_out/mean"), {"words": lambda prompts, answers: [float(words(a)) for a in answers]}
+        keep, asked = KeepBest("rewards/held_out/mean"), []
+        gauges = {"words": lambda prompts, answers: asked.append(prompts) or [float(words(a)) for a in answers]}
         gauges |= {"held_out": self.judge_of(problem, seed)} if stops else {}
         folder = self.folder / "policy"
         log = train_policy("grpo", self.run.path("sft"), reward, stages.rl_prompts(replace(self.run, seed=seed)), folder,
@@ -194,6 +209,8 @@ class Lab:
         steps = {"kl": rounded([row["kl"] * row["completions/mean_length"] for row in log]),
                  "reward": rounded([(row["rewards/reward/mean"] - np.mean(before)) / spread for row in log]),
                  **{name: rounded([row[column] for row in log]) for name, column in columns.items() if column in log[0]}}
+        if not (kept := self.folder / f"steps_{seed}.json").exists():
+            atomic_write_text(kept, json.dumps({"prompts": [prompts + prompts for prompts in asked], "answers": []}))
         policy = load_policy(folder)
         rows = [{**head, "cure": cure, "seconds": round(time.process_time() - started), "steps": steps, **self.look(policy, seed)}]
         if stops:
