@@ -112,6 +112,23 @@ class LiveCurve:
             self.handle.update(figure)
 
 
+def plot_fit(axis, x, y, curve, label: str, index: int = 0, groups: int = 8) -> None:
+    """Means of noisy points with their intervals, and the line of the function `curve` that was fitted to them.
+
+    x, y: (units, points). With one point a unit, units of like x are taken together in so many groups.
+    """
+    import numpy as np
+
+    from .statistics import mean
+    parts = np.array_split(np.argsort(x, axis=None, kind="stable"), x.shape[1] if x.shape[1] > 1 else groups)
+    colour, estimates = COLOURS[index % len(COLOURS)], [mean(y.ravel()[part]) for part in parts]
+    errors = [[e["estimate"] - e["low"] for e in estimates], [e["high"] - e["estimate"] for e in estimates]]
+    axis.errorbar([x.ravel()[part].mean() for part in parts], [e["estimate"] for e in estimates], yerr=errors, capsize=2, ms=5,
+                  fmt=MARKERS[index % len(MARKERS)], color=colour, label=label)
+    line = np.linspace(0, x.max(), 100)
+    axis.plot(line, curve(line), color=colour)
+
+
 def plot_estimates(axis, names: list[str], estimates: list[dict], label: str) -> None:
     """A dot with its interval for each name, from top to bottom."""
     places = list(range(len(names)))[::-1]

@@ -10,7 +10,6 @@ notebook 07, each done or left out with the reason.
 
 import math
 import os
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -21,12 +20,11 @@ from accelerate import Accelerator
 from peft import get_peft_model
 from transformers import set_seed
 
-from .models import DEVICE, load_policy, load_reward_model, load_tokenizer, prompt_tokens, rewards, sample_tokens
+from .models import DEVICE, load_policy, load_reward_model, load_tokenizer, prompt_tokens, sample_tokens
 from .profiles import ProximalPolicyOptimisation
+from .rewards import Reward, reward_of
 from .training import History, quiet
 from .world.judge import judge
-
-Reward = Callable[[list[str], list[str]], Sequence[float]]  # (prompts, completions) -> one number for each
 
 
 class TrainingStopped(RuntimeError):
@@ -350,9 +348,7 @@ def train_ppo(start: str | Path, reward: str | Path | Reward, prompts: list[str]
     Accelerator(cpu=DEVICE == "cpu")  # before any model: it gives each process its own GPU
     set_seed(seed)
     policy, tokenizer = load_policy(start), load_tokenizer(start)
-    if not callable(reward):
-        model, reading = load_reward_model(reward), load_tokenizer(reward)
-        reward = lambda asked, answers: rewards(model, reading, asked, answers)  # noqa: E731
+    reward = reward if callable(reward) else reward_of(reward)
     ppo = PPO(get_peft_model(policy, lora) if lora else policy, tokenizer, reward, prompts, plan, folder,
               reference=None if lora else load_policy(start), value_model=load_reward_model(value_model) if value_model else None,
               gauges={"rubric": lambda asked, answers: [judge(p, c).score for p, c in zip(asked, answers)]},

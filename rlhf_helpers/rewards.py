@@ -3,19 +3,22 @@
 Bradley and Terry (1952): the probability that a person prefers answer a to answer b is the logistic function of r(a) - r(b).
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
+from scipy.special import gammaln
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
 from .models import NEW_HEAD, chat, load_reward_model, load_tokenizer, rewards
 from .profiles import Training
-from .statistics import share
+from .statistics import RESAMPLES, estimate_of, share
 from .training import History, length_grouped, run_trainer, trainer_settings
 
+Reward = Callable[[list[str], list[str]], Sequence[float]]  # (prompts, completions) -> one number for each
 MAX_LENGTH = 256
 HEAD = 100.0  # how many times faster the new head learns than the rest
 
@@ -55,6 +58,12 @@ def train_reward_model(start: str | Path, rows: list[dict], folder: str | Path, 
     return run_trainer(trainer, History(title), folder)
 
 
+def reward_of(folder: str | Path) -> Reward:
+    """The reward model in a folder as a function of prompts and completions."""
+    model, tokenizer = load_reward_model(folder), load_tokenizer(folder)
+    return lambda prompts, completions: rewards(model, tokenizer, prompts, completions)
+
+
 def shuffled(rows: list[dict], seed: int = 0) -> list[dict]:
     """The control: the same pairs with the label of each drawn by a coin."""
     flip = np.random.default_rng(seed).random(len(rows)) < 0.5
@@ -71,3 +80,99 @@ def score_differences(model, tokenizer, rows: list[dict]) -> np.ndarray:
 def accuracy(differences) -> dict:
     """Share of pairs in which the chosen answer has the higher reward, as an estimate with its interval."""
     return share(np.asarray(differences) > 0)
+
+
+# --- rewards made of other rewards ------------------------------------------------------------------------------------------------
+
+def plus(reward: Reward, weight: float, feature: Callable[[str], float]) -> Reward:
+    """The reward plus `weight` times a feature of the answer, such as its words; a negative weight is a penalty."""
+    return lambda prompts, completions: [score + weight * feature(completion)
+                                         for score, completion in zip(reward(prompts, completions), completions, strict=True)]
+
+
+def words_outside(low: int, high: int) -> Callable[[str], int]:
+    """A feature for `plus`: by how many words an answer is shorter than `low` or longer than `high`."""
+    return lambda completion: max(low - len(completion.split()), len(completion.split()) - high, 0)
+
+
+def ensemble(members: list[Reward], together: Callable = np.min) -> Reward:
+    """Several reward models as one; `together` makes one number of theirs. Coste et al. (2024, arXiv:2310.02743).
+
+    Their worst-case optimisation is `np.min`: a policy has to please all members, and what only one of them mistakes for good pays
+    nothing. `np.mean` averages their errors out.
+    """
+    return lambda prompts, completions: together([list(member(prompts, completions)) for member in members], axis=0).tolist()
+
+
+def biased_labels(rows: list[dict], liking: Callable[[str], float], share_of_labels: float, seed: int = 0) -> list[dict]:
+    """The pairs as an annotator with a weakness labels them.
+
+    In this share of the pairs, drawn at random, the answer with the higher `liking` wins whatever was chosen; equal ones stay as they are.
+    """
+    weak = np.random.default_rng(seed).random(len(rows)) < share_of_labels
+    return [dict(row, chosen=row["rejected"], rejected=row["chosen"]) if w and liking(row["rejected"]) > liking(row["chosen"]) else row
+            for row, w in zip(rows, weak)]
+
+
+# --- over-optimisation --------------------------------------------------------------------------------------------------------------
+
+def best_of_n_curve(scores, values, numbers: Sequence[int]) -> np.ndarray:
+    """What the best of n answers is worth, for each n, without sampling n answers anew.
+
+    Args:
+        scores: (prompts, N), by which the best is chosen; values: the same shape, what it is then worth.
+        numbers: values of n, at most N.
+
+    Returns:
+        (prompts, len(numbers)): the mean of `values` at the highest score, over all ways to draw n of the N without replacement. The answer
+        of rank k (1 is the worst) is the best of C(k - 1, n - 1) of the C(N, n) draws (Nakano et al., 2021, arXiv:2112.09332, appendix I).
+    """
+    scores, values = np.asarray(scores, dtype=float), np.asarray(values, dtype=float)
+    ordered = np.take_along_axis(values, scores.argsort(1, kind="stable"), 1)
+    rank, total = np.arange(1, scores.shape[1] + 1), scores.shape[1]
+    return np.stack([ordered @ np.exp(_log_choose(rank - 1, n - 1) - _log_choose(total, n)) for n in numbers], 1)
+
+
+def _log_choose(n, k):
+    """log C(n, k), minus infinity where n < k."""
+    n = np.asarray(n, dtype=float)
+    inside = np.maximum(n, k)
+    return np.where(n < k, -np.inf, gammaln(inside + 1) - gammaln(k + 1) - gammaln(inside - k + 1))
+
+
+def gao_terms(distance, method: str) -> np.ndarray:
+    """The two terms (..., 2) whose weights are alpha and -beta in the true gain R at d = sqrt(KL). Gao et al. (2023, arXiv:2210.10760).
+
+    Best-of-n (`best_of_n`): R = d (alpha - beta d). Reinforcement learning (`rl`): R = d (alpha - beta log d).
+    """
+    distance = np.asarray(distance, dtype=float)
+    bend = distance * (distance if method == "best_of_n" else np.log(np.maximum(distance, 1e-12)))
+    return np.stack([distance, -bend], -1)
+
+
+def gao_fit(distance, gain, method: str, seed: int = 0) -> dict:
+    """Alpha, beta and the peak of Gao's curve by least squares, with percentile bootstrap intervals.
+
+    Args:
+        distance, gain: (units, points), d = sqrt(KL) in root nats and the true gain over the start. A unit is what is resampled: a
+            prompt with its curve over n, or one step of a training.
+        method: `best_of_n` or `rl`.
+
+    Returns:
+        `alpha` and `beta` as estimates with intervals; `peak`, the d of the highest gain, infinite where the curve never turns down (beta
+        not above 0); `turns`, the share of resamples in which it turns at a distance that was reached.
+    """
+    distance, gain = np.asarray(distance, dtype=float), np.asarray(gain, dtype=float)
+    dice, units, reached = np.random.default_rng(seed), len(distance), distance.max()
+
+    def fit(rows):
+        terms = gao_terms(distance[rows], method).reshape(-1, 2)
+        alpha, beta = np.linalg.lstsq(terms, gain[rows].ravel(), rcond=None)[0]
+        peak = (alpha / (2 * beta) if method == "best_of_n" else np.exp(min(alpha / beta - 1, 50.0))) if beta > 0 else np.inf
+        return alpha, beta, max(peak, 0.0)
+
+    best = fit(np.arange(units))
+    drawn = np.array([fit(dice.integers(units, size=units)) for _ in range(RESAMPLES)])
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0, method="nearest")
+    found = {name: estimate_of(best[k], low[k], high[k], units) for k, name in enumerate(("alpha", "beta", "peak"))}
+    return found | {"turns": float((drawn[:, 2] < reached).mean())}

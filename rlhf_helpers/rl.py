@@ -8,12 +8,13 @@ from tempfile import TemporaryDirectory
 import torch
 from datasets import Dataset
 from torch.nn.functional import pad
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from .models import chat, load_reward_model, load_tokenizer, rewards, sample, sample_tokens
+from .models import chat, load_tokenizer, rewards, sample, sample_tokens
 from .profiles import ReinforcementLearning
-from .training import History, run_trainer, trainer_settings
+from .rewards import Reward, reward_of
+from .training import History, run_trainer, smooth, trainer_settings
 from .world.judge import judge
 
 ANSWERS_AT_ONCE = 16  # learned from together, their gradients added up: the same step in three quarters of the memory
@@ -62,18 +63,48 @@ class _GRPO(_Lean, GRPOTrainer):
 METHODS = {"rloo": (_RLOO, RLOOConfig), "grpo": (_GRPO, GRPOConfig)}
 
 
-def rubric(prompts, completions, **columns) -> list[float]:
-    """The judge's score as a TRL reward function. It is logged beside the reward with weight 0: training never sees it."""
-    return [judge(p[-1]["content"], c[-1]["content"]).score for p, c in zip(prompts, completions)]
+def rubric(prompts, completions) -> list[float]:
+    """The judge's score of each answer. It is logged beside the reward with weight 0: training never sees it."""
+    return [judge(prompt, completion).score for prompt, completion in zip(prompts, completions)]
 
 
-def train_policy(method: str, start: str | Path, reward_model: str | Path, prompts: list[str], folder: str | Path,
-                 plan: ReinforcementLearning, seed: int = 0, max_new_tokens: int = 96, title: str = "") -> History:
-    """Optimise the policy in `start` against the reward model with TRL.
+def as_trl(name: str, reward: Reward):
+    """A reward as TRL calls it, with lists of chat turns, under the name by which TRL logs it."""
+    def called(prompts, completions, **columns) -> list[float]:
+        return list(reward(*([turns[-1]["content"] for turns in side] for side in (prompts, completions))))
+
+    called.__name__ = name
+    return called
+
+
+class KeepBest(TrainerCallback):
+    """Early stopping: keeps the weights that the policy had when the running mean of a logged column was highest.
+
+    `step` is the number of updates behind `weights`, a state dict. A step's answers were sampled before its update.
+    """
+
+    def __init__(self, column: str, window: int = 5):
+        self.column, self.window, self.values, self.step, self.weights = column, window, [], 0, None
+
+    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
+        if self.column in (logs or {}):
+            self.values.append(float(logs[self.column]))
+            running = smooth(self.values, self.window)
+            if self.weights is None or running[-1] >= max(running):
+                self.step, self.weights = state.global_step, {name: w.detach().clone() for name, w in model.state_dict().items()}
+
+
+def train_policy(method: str, start: str | Path, reward: str | Path | Reward, prompts: list[str], folder: str | Path,
+                 plan: ReinforcementLearning, seed: int = 0, max_new_tokens: int = 96, title: str = "", *,
+                 gauges: dict[str, Reward] | None = None, callbacks=()) -> History:
+    """Optimise the policy in `start` against a reward with TRL.
 
     Args:
         method: `rloo` or `grpo`.
+        reward: a reward model's folder, or a function (prompts, completions) -> one number for each.
         plan: steps, answers a step, answers a prompt, learning rate and KL weight.
+        gauges: functions like the reward, logged as `rewards/<name>/mean` and never trained on; `rubric` is always among them.
+        callbacks: transformers' TrainerCallbacks, such as `KeepBest`.
 
     Returns:
         the log: among others `reward`, `kl`, `entropy`, `completions/mean_length`, `rewards/rubric/mean`.
@@ -81,19 +112,16 @@ def train_policy(method: str, start: str | Path, reward_model: str | Path, promp
     if method not in METHODS:
         raise KeyError(f"no method {method!r}; choose one of: {', '.join(METHODS)}")
     trainer_class, config_class = METHODS[method]
+    functions = {"reward": reward if callable(reward) else reward_of(reward), "rubric": rubric, **(gauges or {})}
     rows = math.gcd(plan.batch_size, ANSWERS_AT_ONCE)
     settings = trainer_settings(
         folder, seed, learning_rate=plan.learning_rate, per_device_train_batch_size=rows,
         gradient_accumulation_steps=plan.batch_size // rows, max_steps=plan.steps,
         num_generations=plan.generations, beta=plan.beta, max_completion_length=max_new_tokens, temperature=1.0,
-        disable_dropout=True, mask_truncated_completions=True, reward_weights=[1.0, 0.0])
-    tokenizer, model = load_tokenizer(start), load_reward_model(reward_model)
-
-    def reward(prompts, completions, **columns) -> list[float]:
-        return rewards(model, tokenizer, *([turns[-1]["content"] for turns in side] for side in (prompts, completions)))
-
+        disable_dropout=True, mask_truncated_completions=True, reward_weights=[1.0] + [0.0] * (len(functions) - 1))
     trainer = trainer_class(
-        model=str(start), reward_funcs=[reward, rubric], processing_class=tokenizer,
+        model=str(start), reward_funcs=[as_trl(name, function) for name, function in functions.items()],
+        processing_class=load_tokenizer(start), callbacks=list(callbacks),
         train_dataset=Dataset.from_list([{"prompt": chat(p)} for p in prompts]), args=config_class(**settings))
     return run_trainer(trainer, History(title or method.upper()), folder)
 

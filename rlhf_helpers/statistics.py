@@ -12,10 +12,10 @@ def mean(values) -> dict:
     if len(values) == 0:
         raise ValueError("no values to take the mean of")
     if np.ptp(values) == 0:
-        return _estimate(values[0], values[0], values[0], len(values))
+        return estimate_of(values[0], values[0], values[0], len(values))
     interval = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile",
                                rng=np.random.default_rng(0)).confidence_interval
-    return _estimate(values.mean(), interval.low, interval.high, len(values))
+    return estimate_of(values.mean(), interval.low, interval.high, len(values))
 
 
 def share(flags) -> dict:
@@ -24,7 +24,7 @@ def share(flags) -> dict:
     if not flags:
         raise ValueError("no values to take the share of")
     interval = stats.binomtest(sum(flags), len(flags)).proportion_ci(method="wilson")
-    return _estimate(sum(flags) / len(flags), interval.low, interval.high, len(flags))
+    return estimate_of(sum(flags) / len(flags), interval.low, interval.high, len(flags))
 
 
 def difference_of_pairs(flags, other_flags) -> dict:
@@ -39,7 +39,7 @@ def difference_of_pairs(flags, other_flags) -> dict:
     n, estimate = len(difference), difference.mean()
     centre, differing = difference.sum() / (n + 2), (np.abs(difference).sum() + 1) / (n + 2)
     half = stats.norm.ppf(0.975) * np.sqrt((differing - centre**2) / (n + 2))
-    return _estimate(estimate, min(estimate, max(centre - half, -1.0)), max(estimate, min(centre + half, 1.0)), n)
+    return estimate_of(estimate, min(estimate, max(centre - half, -1.0)), max(estimate, min(centre + half, 1.0)), n)
 
 
 def win_rate(scores, rival_scores) -> dict:
@@ -54,7 +54,7 @@ def over_seeds(estimates: list[dict]) -> dict:
     if len(values) < 2:
         return dict(estimates[0])
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return _estimate(values.mean(), values.mean() - half, values.mean() + half, len(values))
+    return estimate_of(values.mean(), values.mean() - half, values.mean() + half, len(values))
 
 
 def show(estimate: dict, digits: int = 2) -> str:
@@ -62,5 +62,5 @@ def show(estimate: dict, digits: int = 2) -> str:
     return f"{estimate['estimate']:.{digits}f} ({estimate['low']:.{digits}f} to {estimate['high']:.{digits}f}, n {estimate['n']})"
 
 
-def _estimate(estimate, low, high, n) -> dict:
+def estimate_of(estimate, low, high, n) -> dict:
     return {"estimate": float(estimate), "low": float(low), "high": float(high), "n": int(n)}

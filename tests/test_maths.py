@@ -235,7 +235,8 @@ def test_less_padding_changes_no_log_probability(method, tiny, tmp_path):
     """Ours against TRL's own method on a padded batch of very different lengths, values and gradients."""
     kind, config = rl.METHODS[method]
     plan = training.trainer_settings(tmp_path, 0, per_device_train_batch_size=12, num_generations=4, max_steps=1)
-    trainer = kind(model=str(tiny), reward_funcs=[rl.rubric], processing_class=load_tokenizer(tiny), args=config(**plan),
+    trainer = kind(model=str(tiny), reward_funcs=[rl.as_trl("rubric", rl.rubric)], processing_class=load_tokenizer(tiny),
+                   args=config(**plan),
                    train_dataset=Dataset.from_list([{"prompt": chat("Hello")}]))
     torch.manual_seed(0)
     ids, mask = torch.randint(5, 200, (12, 50)), torch.zeros(12, 50, dtype=torch.long)
