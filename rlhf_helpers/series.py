@@ -7,6 +7,8 @@
 saves in runs/<name>/executed/. `refresh` writes into the notebooks themselves, each only after all its cells have run.
 """
 
+import base64
+import io
 import json
 import logging
 import os
@@ -20,6 +22,7 @@ import nbformat
 import papermill
 import psutil
 from nbclient import NotebookClient
+from PIL import Image
 
 from rlhf_helpers.bootstrap import ROOT
 from rlhf_helpers.formats import atomic_write_text
@@ -30,6 +33,7 @@ NOTEBOOKS = ROOT / "notebooks"
 CELL_SECONDS = 900
 QUIET_KERNEL = ["--log-level=CRITICAL"]  # else it warns at its start, and complains when Ctrl-C ends it
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+PNG = "image/png"
 
 
 class SeriesError(Exception):
@@ -192,6 +196,15 @@ def clean(notebook):
                         f"code cell {cell.execution_count} wrote to stderr, so the notebook was not written. "
                         f"What it wrote:\n{output.text}"
                     )
+                if PNG in output.get("data", {}):
+                    output.data[PNG] = with_palette(output.data[PNG])
+
+
+def with_palette(picture):
+    """A PNG, as base64 text, with 128 colours in place of millions: a plot looks the same and takes a third of the bytes."""
+    small = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB").quantize(128).save(small, "PNG", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
 
 
 # --- one notebook -----------------------------------------------------------------------------------------------------

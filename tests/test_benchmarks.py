@@ -36,7 +36,6 @@ def test_the_side_by_side_is_taken_up_where_it_stopped(tiny_chat_run, tmp_path, 
     assert trained[6:] == trained[:3] and len(read_json(bench.FILE)["rows"]) == 4
 
 
-@pytest.mark.xfail(strict=True, reason="not all five seeds have been run: python -m benchmarks.ppo_side_by_side")
 def test_the_committed_figures_are_whole():
     found = read_json(bench.FILE)
     assert len({row["seed"] for row in found["rows"]}) >= 5

@@ -1,5 +1,7 @@
 """Real kernels run tiny notebooks in a temporary folder: what tutorial and refresh do if all is well, and if not."""
 
+import base64
+import io
 import json
 import os
 import signal
@@ -8,8 +10,10 @@ import sys
 import time
 
 import nbformat
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 import run
 from rlhf_helpers import series
@@ -216,3 +220,14 @@ def test_what_a_child_shares_with_its_parent_counts_once():
         sizes = [series.memory_now(process) for process in both]
         parent.stdin.close()
     assert len(both) == 2 and 200e6 < sum(sizes) < 250e6
+
+
+def test_a_picture_with_a_palette_looks_the_same_in_fewer_bytes():
+    dice = np.random.default_rng(0)
+    plot = Image.fromarray(np.repeat(dice.integers(0, 255, (60, 3)), 40, 0).reshape(60, 40, 3).astype("uint8")).resize((400, 300))
+    large, small = io.BytesIO(), io.BytesIO()
+    plot.convert("RGBA").save(large, "PNG")
+    small.write(base64.b64decode(series.with_palette(base64.b64encode(large.getvalue()).decode())))
+    found = Image.open(small)
+    assert found.size == plot.size and len(found.getcolors()) <= 128 and len(small.getvalue()) < len(large.getvalue())
+    assert np.abs(np.asarray(found.convert("RGB"), float) - np.asarray(plot, float)).mean() < 8
