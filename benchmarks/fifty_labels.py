@@ -12,6 +12,7 @@ never judges. A pair is clear if this person would say the same again nine times
 
 import argparse
 import hashlib
+import json
 import os
 import platform
 import sys
@@ -25,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlhf_helpers import personal  # noqa: E402
-from rlhf_helpers.formats import as_text, read_json, write_json  # noqa: E402
+from rlhf_helpers.formats import as_text, atomic_write_text, read_json  # noqa: E402
 from rlhf_helpers.models import load_policy, load_reward_model, load_tokenizer, sample  # noqa: E402
 from rlhf_helpers.profiles import PRACTICE  # noqa: E402
 from rlhf_helpers.rewards import shuffled  # noqa: E402
@@ -72,7 +73,7 @@ class Bench:
         felt = np.array([person.felt_quality(judge(p, a)) for p, a in zip(prompts * 2, answers)]).reshape(2, -1)
         given = taste.rewards(reading).reshape(2, -1)
         clear = np.abs(felt[0] - felt[1]) >= person.noise * np.log(9)
-        return [bool(right) for right in ((given[0] > given[1]) == (felt[0] > felt[1]))[clear]]
+        return [int(right) for right in ((given[0] > given[1]) == (felt[0] > felt[1]))[clear]]
 
     def taste(self, labels: list[dict]) -> personal.Taste:
         return personal.learn_taste(*personal.read_labels(self.reward_model, self.tokenizer, labels), *self.candidates())
@@ -90,18 +91,30 @@ class Bench:
                                 "random_right": self.accuracy(name, random, seed), "random_counts": random.counts}
         return row
 
-    def policy(self, labels: list[dict] | None, seed: int) -> dict:
-        """Train one policy and let it answer the held-out prompts."""
+    def policy(self, name: str, seed: int) -> dict:
+        """Train the policy of one person, or the control, and look at its answers to the held-out prompts."""
+        labels = None if name == "control" else personal.simulated_labels(self.run, name, LABELS, seed)
         with tempfile.TemporaryDirectory() as folder:
             outcome = personal.personalise(self.run, labels, seed, Path(folder) / "personal")
             answers = self.answers(Path(folder) / "personal", self.held_out(seed)[0], 2000 + seed)
-        return {"answers": answers, "seconds": outcome.seconds, "counts": outcome.taste.counts, "imitated": outcome.imitated}
+        return looks(name, self.held_out(seed)[0], answers) | {
+            "seconds": outcome.seconds, "counts": outcome.taste.counts, "imitated": outcome.imitated}
 
     def fingerprint(self) -> str:
         """Of the models and of the settings: rows measured with others do not count."""
         settings = {name: value for name, value in vars(personal).items() if name.isupper() and name != "TASTES"}
         weights = [(self.run.path(stage) / "model.safetensors").read_bytes() for stage in ("sft", "reward_model")]
         return hashlib.sha256(b"".join([*weights, repr(sorted(settings.items())).encode()])).hexdigest()[:16]
+
+
+def looks(name: str, prompts: list[str], answers: list[str]) -> dict[str, list]:
+    """What is told of each answer: rubric and words; whether it is the first of its wording; a person's felt quality and liking."""
+    verdicts = [judge(p, a) for p, a in zip(prompts, answers)]
+    found = {"rubric": [v.score for v in verdicts], "words": [v.words for v in verdicts],
+             "new": [int(answers.index(text) == k) for k, text in enumerate(answers)]}
+    if person := TASTES.get(name):
+        found |= {"felt": [person.felt_quality(v) for v in verdicts], "liking": [person.liking(v) for v in verdicts]}
+    return {what: [round(value, 3) for value in values] for what, values in found.items()}
 
 
 def exchanged(one: personal.Reading, other: personal.Reading, where: np.ndarray) -> personal.Reading:
@@ -129,20 +142,19 @@ def kept(values: np.ndarray) -> float:
 
 def figures(bench: Bench, rows: dict, name: str) -> dict:
     """All figures of one taste from the rows of its seeds."""
-    person, found = TASTES[name], {"wins": [], "rubric": [], "empty": [], "distinct": [], "seconds": [], "before": [], "after": []}
+    found = {"wins": [], "rubric": [], "empty": [], "distinct": [], "seconds": [], "before": [], "after": []}
     seeds = [seed for seed in range(100) if f"policy {name} {seed}" in rows and f"policy control {seed}" in rows]
     for seed in seeds:
+        own, control = rows[f"policy {name} {seed}"], rows[f"policy control {seed}"]
         prompts, before, _ = bench.held_out(seed)
-        row, control = rows[f"policy {name} {seed}"], rows[f"policy control {seed}"]
-        own, sft, plain = ([judge(p, a) for p, a in zip(prompts, texts)] for texts in (row["answers"], before, control["answers"]))
-        difference = np.array([person.felt_quality(a) - person.felt_quality(b) for a, b in zip(own, sft)])
-        found["wins"].append((np.sign(difference.round(9)) + 1) / 2)
-        found["rubric"].append(np.array([[a.score, b.score] for a, b in zip(own, plain)]))
-        found["empty"] += [verdict.words < EMPTY for verdict in own]
-        found["distinct"] += [row["answers"].index(text) == k for k, text in enumerate(row["answers"])]
-        found["seconds"].append(np.array([row["seconds"]]))
-        for when, verdicts in (("before", sft), ("after", own)):
-            found[when].append(np.array([person.liking(verdict) for verdict in verdicts]))
+        sft = looks(name, prompts, before[: len(prompts)])
+        found["wins"].append((np.sign(np.subtract(own["felt"], sft["felt"]).round(3)) + 1) / 2)
+        found["rubric"].append(np.column_stack([own["rubric"], control["rubric"]]))
+        found["empty"] += [words < EMPTY for words in own["words"]]
+        found["distinct"] += [bool(new) for new in own["new"]]
+        found["seconds"].append(np.array([own["seconds"]]))
+        found["before"].append(np.array(sft["liking"]))
+        found["after"].append(np.array(own["liking"]))
     curve = {seed: rows[f"curve {name} {seed}"] for seed in range(100) if f"curve {name} {seed}" in rows}
     right = lambda n, what: over([np.array(row[n][what], dtype=float) for row in curve.values()])  # noqa: E731
     result = {"seeds": len(seeds)}
@@ -181,7 +193,7 @@ def main():
             if kind == "curve":
                 rows[key] = bench.curve(name, seed)
             else:
-                rows[key] = bench.policy(None if name == "control" else personal.simulated_labels(bench.run, name, LABELS, seed), seed)
+                rows[key] = bench.policy(name, seed)
             write(bench, rows, options.out)
             print(f"{key}: {time.process_time() - started:.0f} CPU s", flush=True)
     write(bench, rows, options.out)
@@ -191,9 +203,10 @@ def write(bench: Bench, rows: dict, out: Path) -> None:
     """Write all figures that the rows give so far, and the rows themselves."""
     names = [name for name in TASTES if any(key.split()[1] == name for key in rows)]
     tastes = {name: figures(bench, rows, name) for name in names}
-    write_json(out, {"measured_with": bench.fingerprint(), "labels": LABELS, "prompts_a_seed": PROMPTS,
-                     "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "threads": 1},
-                     "tastes": tastes, "rows": rows})
+    found = {"measured_with": bench.fingerprint(), "labels": LABELS, "prompts_a_seed": PROMPTS,
+             "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "threads": 1}, "tastes": tastes}
+    lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items())  # a line a row: numbers in thousands
+    atomic_write_text(out, json.dumps(found, indent=2).removesuffix("\n}") + f',\n  "rows": {{\n{lines}\n  }}\n}}\n')
 
 
 if __name__ == "__main__":
