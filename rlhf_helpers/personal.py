@@ -185,7 +185,7 @@ def worth_asking(run: Run, number: int = 50, seed: int = 0) -> list[dict]:
     prompts = np.array([as_text(row["prompt"]) for row in rows for _ in row["responses"]])
     seen = np.column_stack([reading.features @ directions(reading, prompts), reading.rewards / without_taste(prompts, reading).spread[1]])
     ends = np.cumsum([len(row["responses"]) for row in rows])
-    pairs = [(k, one, other) for k, row in enumerate(rows) for one, other in combinations(range(ends[k] - len(row["responses"]), ends[k]), 2)]
+    pairs = [(k, *pair) for k, row in enumerate(rows) for pair in combinations(range(ends[k] - len(row["responses"]), ends[k]), 2)]
     drawn = random.Random(seed).sample(pairs, min(6 * number, len(pairs)))
     drawn.sort(key=lambda pair: -np.linalg.norm(seen[pair[1]] - seen[pair[2]]))
     chosen = {}
@@ -290,7 +290,8 @@ def learn_taste(chosen: Reading, rejected: Reading, shortest: int, prompts: list
 def without_taste(prompts: list[str], reading: Reading) -> Taste:
     """The control: nothing but the shared reward, with the same guard."""
     shared = centred(reading.rewards, np.array(prompts))
-    return Taste(np.zeros(reading.features.shape[1]), 0.0, {}, False, 1, float(np.quantile(shared, 0.25)), (1.0, float(shared.std() + 1e-9)))
+    floor, spread = float(np.quantile(shared, 0.25)), (1.0, float(shared.std() + 1e-9))
+    return Taste(np.zeros(reading.features.shape[1]), 0.0, {}, False, 1, floor, spread)
 
 
 # --- the policy --------------------------------------------------------------------------------------------------------------

@@ -224,7 +224,8 @@ def test_what_a_child_shares_with_its_parent_counts_once():
 
 def test_a_picture_with_a_palette_looks_the_same_in_fewer_bytes():
     dice = np.random.default_rng(0)
-    plot = Image.fromarray(np.repeat(dice.integers(0, 255, (60, 3)), 40, 0).reshape(60, 40, 3).astype("uint8")).resize((400, 300), Image.Resampling.NEAREST)
+    stripes = np.repeat(dice.integers(0, 255, (60, 3)), 40, 0).reshape(60, 40, 3).astype("uint8")
+    plot = Image.fromarray(stripes).resize((400, 300), Image.Resampling.NEAREST)
     large, small = io.BytesIO(), io.BytesIO()
     plot.convert("RGBA").save(large, "PNG")
     small.write(base64.b64decode(series.with_palette(base64.b64encode(large.getvalue()).decode())))
