@@ -202,7 +202,7 @@ def watched(command: list[str], said: Path) -> float:
         child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=HERE.parent)
     peak, process = 0, psutil.Process(child.pid)
     while child.poll() is None:
-        peak = max(peak, memory_now(process), memory_peak(process))
+        peak = max(peak, memory_peak(process) or memory_now(process))
         time.sleep(0.5)
     if child.returncode:
         raise RuntimeError(f"{command[2]} failed:\n" + "\n".join(said.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]))
