@@ -8,6 +8,8 @@
                                 rest, 1 GB; --colab: those of the labelling views with the old widgets that Colab has,
                                 0.5 GB; --all: all of these, as continuous integration does)
     python3 run.py refresh      run the notebooks again and write their outputs into them
+    python3 run.py bench        measure speed side by side with TRL 1.16, TRL 1.12 (installed beside the rest, 1.5 GB) and
+                                transformers, half an hour; the table goes to benchmarks/latest.md (--quick: a short trial)
 
 On Windows say `py run.py ...`. It needs Python 3.11 or newer and nothing else. The file uses the standard library only,
 and still parses on Python 3.6, so that an old Python gets a message and not a SyntaxError.
@@ -36,6 +38,7 @@ REQUIREMENTS = ROOT / "requirements.txt"
 VENV = ROOT / ".venv"
 LABEL_STUDIO_VENV = ROOT / ".venv-label-studio"
 COLAB_VENV = ROOT / ".venv-colab"
+TRL112_VENV = ROOT / ".venv-trl112"
 
 OLDEST_PYTHON = (3, 11)
 TORCH = "torch==2.13.0"
@@ -44,6 +47,7 @@ COLAB = [  # the widgets of Colab as of August 2026 (googlecolab/backend-info), 
     "ipywidgets==7.7.1", "anywidget==0.9.21", "ipython==7.34.0", "ipykernel==6.17.1", "traitlets==5.7.1",
     "pandas<3", "scipy", "scikit-learn", "evalica<0.5", "crowd-kit<2", "psutil", "pytest>=9,<10", "pytest-timeout<3",
 ]
+TRL112 = ["trl==1.12.*", "transformers>=5.23,<5.24", "datasets<6", "accelerate<2"]    # the last TRL with a PPO trainer
 BROWSER = ["playwright>=1.65,<2", "notebook>=7.5,<8", "voila>=0.5.13,<0.6"]    # for the tests with a browser, beside a Chromium
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 FREE_BYTES_NEEDED = 3 * 10**9
@@ -80,6 +84,9 @@ def main(arguments=None):
             return run_tests(python, options.all)
         if options.command == "lab":
             return run_child(lab_command(python, options.extra), environment())
+        if options.command == "bench":
+            old = install_beside(TRL112_VENV, "TRL 1.12", TRL112, torch=True)
+            return run_child([str(python), "-m", "benchmarks.bench", "--trl112", str(old)] + arguments[1:], environment())
         return run_child([str(python), "-m", "rlhf_helpers.series"] + arguments, environment())
     except (SetupError, OSError) as error:
         print(f"\n{error}", file=sys.stderr)
@@ -92,7 +99,7 @@ def main(arguments=None):
 def parse(arguments):
     """Read the command line; `rlhf_helpers.series` does it with this too. The options after `lab` are JupyterLab's."""
     top = argparse.ArgumentParser(prog="run.py", description="Run the RLHF series.")
-    commands = top.add_subparsers(dest="command", metavar="tutorial | lab | test | refresh")
+    commands = top.add_subparsers(dest="command", metavar="tutorial | lab | test | refresh | bench")
     commands.required = True
     tutorial = commands.add_parser("tutorial", help="run the notebooks in order")
     which = tutorial.add_mutually_exclusive_group()
@@ -112,6 +119,10 @@ def parse(arguments):
     some.add_argument("--all", action="store_true", help="all of these, as continuous integration does")
     refresh = commands.add_parser("refresh", help="run the notebooks and write their outputs into them")
     refresh.add_argument("numbers", metavar="NN", nargs="*", type=notebook_number, help="only these notebooks")
+    bench = commands.add_parser("bench", help="measure speed side by side with TRL and transformers")
+    bench.add_argument("--run", metavar="NAME", type=run_name, help="folder in runs/ with the models (default practice)")
+    bench.add_argument("--seeds", metavar="N", type=seed, default=3, help="trainings of each method (default 3)")
+    bench.add_argument("--quick", action="store_true", help="a trial with little of everything; nothing is kept")
     options, extra = top.parse_known_args(arguments)
     if extra and options.command != "lab":
         top.error("unknown: " + " ".join(extra))
@@ -278,14 +289,16 @@ def add_to_environment(python, name, packages):
         stamp.write_text(wanted)
 
 
-def install_beside(venv, name, packages):
-    """Make an environment for packages that do not go with ours, unless it is there; return its Python."""
-    stamp, wanted = venv / "made_from.txt", " ".join(packages)
+def install_beside(venv, name, packages, torch=False):
+    """Make an environment for packages that do not go with ours, PyTorch first if wanted, unless it is there; return its Python."""
+    stamp, wanted = venv / "made_from.txt", " ".join(packages + [TORCH] * torch)
     python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not (stamp.exists() and stamp.read_text() == wanted):
         shutil.rmtree(str(venv), ignore_errors=True)
         venv.mkdir()
         step("Making the environment in " + venv.name, [sys.executable, "-m", "venv", str(venv)], venv)
+        if torch:
+            step("Installing PyTorch for it", pip(python) + torch_arguments(), venv)
         step("Installing " + name, pip(python) + ["--no-compile"] + packages, venv)       # most of it is never imported
         stamp.write_text(wanted)
     return python

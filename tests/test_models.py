@@ -89,7 +89,8 @@ def test_greedy_answers_to_shared_prompts_in_any_model(model_class, llama):
     if model_class == "lora":
         model = get_peft_model(model, LoraConfig(r=2, init_lora_weights=False, target_modules="all-linear")).eval()
     ids = [prompt_ids(tokenizer, prompt)[0].tolist() for prompt in PROMPTS[:5]]
-    found = models.sample_tokens(model, tokenizer, [ids[k] for k in (0, 0, 1, 2, 0, 3, 4, 4)], temperature=0, max_new_tokens=40, generator=None)
+    found = models.sample_tokens(model, tokenizer, [ids[k] for k in (0, 0, 1, 2, 0, 3, 4, 4)], temperature=0, max_new_tokens=40,
+                                 generator=None)
     theirs = [model.generate(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long), do_sample=False,
                              max_new_tokens=40)[0, len(row):].tolist() for row in ids]
     assert found == [theirs[k] for k in (0, 0, 1, 2, 0, 3, 4, 4)]

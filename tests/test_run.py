@@ -20,7 +20,7 @@ THERE = SimpleNamespace(free=10**12)
 def place(tmp_path, monkeypatch):
     """Move run.py's folder to a temporary one with two notebooks, room on its disk, and no need to look for PyTorch."""
     for name, value in {"ROOT": "", "NOTEBOOKS": "notebooks", "RUNS": "runs", "VENV": ".venv",
-                        "LABEL_STUDIO_VENV": ".venv-label-studio", "COLAB_VENV": ".venv-colab"}.items():
+                        "LABEL_STUDIO_VENV": ".venv-label-studio", "COLAB_VENV": ".venv-colab", "TRL112_VENV": ".venv-trl112"}.items():
         monkeypatch.setattr(run, name, tmp_path / value)
     monkeypatch.setattr(run, "REQUIREMENTS", tmp_path / "requirements.txt")
     (tmp_path / "requirements.txt").write_text("papermill\n")
@@ -125,6 +125,14 @@ def test_the_tests_with_the_widgets_of_colab_have_a_python_of_their_own(started,
         assert run.main(["test", "--colab"]) == 0
     assert steps == ["Making the environment in .venv-colab", "Installing the widgets of Colab"]
     assert all(command[0].startswith(str(place / ".venv-colab")) and command[-2:] == run.COLAB_TESTS for command in started)
+
+
+def test_bench_gets_a_python_with_trl_1_12_and_its_options(started, steps, place):
+    for _ in range(2):
+        assert run.main(["bench", "--run", "mine", "--seeds", "5"]) == 0
+    assert steps[3:] == ["Making the environment in .venv-trl112", "Installing PyTorch for it", "Installing TRL 1.12"]
+    assert started[0][1:4] == ["-m", "benchmarks.bench", "--trl112"] and started[0][4].startswith(str(place / ".venv-trl112"))
+    assert started[0][5:] == ["--run", "mine", "--seeds", "5"]
 
 
 def test_what_only_some_tests_need_is_installed_once_and_only_for_them(started, steps, monkeypatch):
