@@ -74,9 +74,9 @@ WEAKNESSES = {"length": (words, 0.8), "courtesy": (courtesies, 0.8), "short": (l
 KL_WEIGHTS = {"KL weight 0.1": 0.1, "KL weight 0.4": 0.4, "KL weight 1.6": 1.6}
 CURES = {  # beside "none", which gives "early stop" too
     "length": ("KL weight 0.4", "ensemble", "length penalty", "better labels"),
-    "short": ("length penalty", "KL weight 0.4"),
-    "50": (*KL_WEIGHTS, "ensemble"),
-    "courtesy": ("KL weight 0.4", "ensemble", "length penalty", "better labels")}
+    "short": ("length penalty",),
+    "courtesy": ("ensemble", "length penalty", "better labels", "KL weight 0.4"),
+    "50": ("KL weight 0.4", "ensemble", "KL weight 0.1", "KL weight 1.6")}
 
 
 class Lab:
@@ -103,6 +103,8 @@ class Lab:
         rows = [self.training[k] for k in np.random.default_rng(seed).permutation(len(self.training))]
         number = SIZES.get(problem, BIASED)
         part = rows[number * member: number * (member + 1)]
+        if not part:
+            raise ValueError(f"{len(rows)} preferences are too few for {member + 1} reward models of {number} labels each")
         if problem not in WEAKNESSES:
             return part
         liking, share = WEAKNESSES[problem]
@@ -220,11 +222,12 @@ class Lab:
 
 
 def within(scores: np.ndarray, values: np.ndarray) -> float:
-    """Spearman's rank correlation (1904) between answers to the same prompt, mean over the prompts; both (prompts, answers)."""
+    """Spearman's rank correlation (1904) between answers to the same prompt, mean over the prompts; both (prompts, answers). Prompts
+    whose answers are all alike are left out."""
     ranks = [rankdata(table, axis=1) for table in (scores, values)]
     a, b = (table - table.mean(1, keepdims=True) for table in ranks)
     spread = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    return float(((a * b).sum(1)[spread > 0] / spread[spread > 0]).mean())
+    return float(((a * b).sum(1)[spread > 0] / spread[spread > 0]).mean()) if spread.any() else 0.0
 
 
 def rounded(values, digits: int = 2):

@@ -112,7 +112,7 @@ class LiveCurve:
             self.handle.update(figure)
 
 
-def plot_fit(axis, x, y, curve, label: str, index: int = 0, groups: int = 8) -> None:
+def plot_fit(axis, x, y, curve, label: str, index: int = 0, groups: int = 5) -> None:
     """Means of noisy points with their intervals, and the line of the function `curve` that was fitted to them.
 
     x, y: (units, points). With one point a unit, units of like x are taken together in so many groups.

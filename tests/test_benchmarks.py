@@ -54,7 +54,7 @@ def test_the_lab_is_taken_up_where_it_stopped(tiny_chat_run, tmp_path, monkeypat
     """Each row once, early stopping beside the run without a cure; figures of other penalties are thrown away."""
     run, trained, real = tiny_chat_run, [], lab.train_policy
     stages.need(run, "reward_model")
-    for name, value in {"FILE": tmp_path / "figures.json", "PROMPTS": 3, "POOL": 2, "UPDATES": 1, "BIASED": 8, "NUMBERS": (1, 2),
+    for name, value in {"FILE": tmp_path / "figures.json", "PROMPTS": 3, "POOL": 2, "UPDATES": 1, "BIASED": 4, "NUMBERS": (1, 2),
                         "SIZES": {"50": 4},
                         "CURES": {"50": ("KL weight 0.4", "ensemble"), "short": ("length penalty", "better labels")},
                         "PLAN": replace(lab.PLAN, steps=2, batch_size=8, generations=4)}.items():
