@@ -74,7 +74,7 @@ WEAKNESSES = {"length": (words, 0.8), "courtesy": (courtesies, 0.8), "short": (l
 KL_WEIGHTS = {"KL weight 0.1": 0.1, "KL weight 0.4": 0.4, "KL weight 1.6": 1.6}
 CURES = {  # beside "none", which gives "early stop" too
     "length": ("KL weight 0.4", "ensemble", "length penalty", "better labels"),
-    "short": ("length penalty",),
+    "short": ("length penalty", "KL weight 0.4"),
     "courtesy": ("ensemble", "length penalty", "better labels", "KL weight 0.4"),
     "50": ("KL weight 0.4", "ensemble", "KL weight 0.1", "KL weight 1.6")}
 
