@@ -50,7 +50,8 @@ FREE_BYTES_NEEDED = 3 * 10**9
 FREE_BYTES_NEEDED_WITH_CUDA = 10 * 10**9
 SERVER_TESTS = "tests/test_label_studio_server.py"
 COLAB_TESTS = ["tests/test_label_views.py", "tests/test_labelling.py"]
-NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=900", "--timeout=0"]
+NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=900", "--timeout=0",
+         "--ignore=notebooks/solutions"]    # these would take longer than all else; `refresh --solutions` runs them
 
 
 class SetupError(Exception):
@@ -112,6 +113,7 @@ def parse(arguments):
     some.add_argument("--all", action="store_true", help="all of these, as continuous integration does")
     refresh = commands.add_parser("refresh", help="run the notebooks and write their outputs into them")
     refresh.add_argument("numbers", metavar="NN", nargs="*", type=notebook_number, help="only these notebooks")
+    refresh.add_argument("--solutions", action="store_true", help="only the solutions of their exercises")
     options, extra = top.parse_known_args(arguments)
     if extra and options.command != "lab":
         top.error("unknown: " + " ".join(extra))
