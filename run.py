@@ -54,7 +54,8 @@ FREE_BYTES_NEEDED = 3 * 10**9
 FREE_BYTES_NEEDED_WITH_CUDA = 10 * 10**9
 SERVER_TESTS = "tests/test_label_studio_server.py"
 COLAB_TESTS = ["tests/test_label_views.py", "tests/test_labelling.py"]
-NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=900", "--timeout=0"]
+NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=900", "--timeout=0",
+         "--ignore=notebooks/solutions"]    # these would take longer than all else; `refresh --solutions` runs them
 
 
 class SetupError(Exception):
@@ -123,6 +124,7 @@ def parse(arguments):
     bench.add_argument("--run", metavar="NAME", type=run_name, help="folder in runs/ with the models (default practice)")
     bench.add_argument("--seeds", metavar="N", type=seed, default=3, help="trainings of each method (default 3)")
     bench.add_argument("--quick", action="store_true", help="a trial with little of everything; nothing is kept")
+    refresh.add_argument("--solutions", action="store_true", help="only the solutions of their exercises")
     options, extra = top.parse_known_args(arguments)
     if extra and options.command != "lab":
         top.error("unknown: " + " ".join(extra))

@@ -1,7 +1,7 @@
 """Runs the numbered notebooks in order, and refreshes the outputs that are committed with them.
 
     python -m rlhf_helpers.series tutorial [--only NN | --from NN] [--seed N] [--profile NAME] [--run NAME]
-    python -m rlhf_helpers.series refresh [NN ...]
+    python -m rlhf_helpers.series refresh [--solutions] [NN ...]
 
 `run.py` calls this with the Python of its environment. `tutorial` changes no notebook: it executes copies, which it
 saves in runs/<name>/executed/. `refresh` writes into the notebooks themselves, each only after all its cells have run.
@@ -142,21 +142,23 @@ def table(run_folder, paths):
 def refresh(options):
     """Run notebooks and solutions in runs/refresh and write their outputs into them.
 
-    Without numbers it starts in an empty run folder. With numbers it keeps what the last refresh made there, so that
-    the notebooks find the models of the earlier stages.
+    A refresh of everything starts in an empty run folder. With numbers, or of the solutions only, it keeps what the last
+    one made there, so that the notebooks find the models of the earlier stages.
     """
-    if not options.numbers:
+    if not (options.numbers or options.solutions):
         shutil.rmtree(Path(environment()["RLHF_RUNS"]) / "refresh", ignore_errors=True)
     run_folder = enter_run("refresh", "practice", 0)
+    notebooks = [] if options.solutions else numbered(NOTEBOOKS)
     paths = [
         path
-        for path in numbered(NOTEBOOKS) + numbered(NOTEBOOKS / "solutions")
+        for path in notebooks + numbered(NOTEBOOKS / "solutions")
         if path.name[:2] in (options.numbers or path.name[:2])
     ]
     for position, path in enumerate(paths):
         left = dict.fromkeys(later.name[:2] for later in paths[position:])
+        only = "--solutions " if path.parent != NOTEBOOKS else ""
         title = f"[{position + 1}/{len(paths)}] {path.relative_to(NOTEBOOKS).with_suffix('')}"
-        attempt(path, run_in_place, run_folder, title, "refresh " + " ".join(left))
+        attempt(path, run_in_place, run_folder, title, f"refresh {only}" + " ".join(left))
 
 
 def run_in_place(path, copy, hooks):

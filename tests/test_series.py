@@ -197,6 +197,23 @@ def test_refresh_writes_clean_outputs(folder):
     assert "42" in solution.read_text() and not leftover.exists()
 
 
+def test_refresh_of_the_solutions_keeps_the_run_and_leaves_the_notebooks_alone(folder, capsys):
+    (folder / "notebooks" / "solutions").mkdir()
+    solutions = [notebook(folder, name, cell).rename(folder / "notebooks" / "solutions" / f"{name}_solutions.ipynb")
+                 for name, cell in (("00_start", "40 + 2"), ("01_next", "1 / 0"))]
+    path = notebook(folder, "00_start", "40 + 2")
+    before = path.read_bytes()
+    kept = folder / "runs" / "refresh" / "sft"
+    kept.mkdir(parents=True)
+
+    assert series.main(["refresh", "--solutions", "0"]) == 0
+    assert "42" in solutions[0].read_text() and path.read_bytes() == before and kept.exists()
+
+    assert series.main(["refresh", "--solutions"]) == 1
+    assert "run.py refresh --solutions 01" in capsys.readouterr().err
+    assert path.read_bytes() == before and kept.exists()
+
+
 @pytest.mark.parametrize(
     ("cell", "said"), [("1 / 0", "ZeroDivisionError"), ("import sys; print('careful', file=sys.stderr)", "careful")]
 )
