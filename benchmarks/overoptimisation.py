@@ -183,14 +183,14 @@ class Lab:
     # --- policies -----------------------------------------------------------------------------------------------------------
 
     def look(self, policy, seed: int) -> dict:
-        """A policy's answers to the held-out prompts: figures of each, and the text of the first two."""
+        """A policy's answers to the held-out prompts: figures of each, and the text of the first."""
         requests = evaluation_requests(PROMPTS)
         prompts = [write_prompt(r) for r in requests]
         texts = sample(policy, self.tokenizer, prompts, seed=seed, max_new_tokens=self.run.profile.max_new_tokens).texts
         own, sft = (completion_log_probs(m, self.tokenizer, prompts, texts) for m in (policy, load_policy(self.run.path("sft"))))
         return {"rubric": rounded(rubric(requests, texts)), "words": [words(t) for t in texts],
                 "kl": rounded([(a - b).sum().item() for a, b in zip(own, sft)], 1), "courtesies": [courtesies(t) for t in texts],
-                "empty": sum(words(t) < EMPTY for t in texts), "examples": [list(pair) for pair in zip(prompts[:2], texts[:2])]}
+                "empty": sum(words(t) < EMPTY for t in texts), "examples": [list(pair) for pair in zip(prompts[:1], texts[:1])]}
 
     def policies(self, problem: str, cure: str, seed: int) -> list[dict]:
         """Train a policy; one row, or two where the run without a cure gives early stopping too."""
@@ -275,8 +275,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def write(found: dict) -> None:
     """Write the file, one row a line."""
-    rows = ",\n  ".join(json.dumps(row) for row in found["rows"])
-    atomic_write_text(FILE, f'{{"setting": {json.dumps(found["setting"])},\n "rows": [\n  {rows}\n]}}\n')
+    setting, *rows = (json.dumps(part, separators=(",", ":")) for part in (found["setting"], *found["rows"]))
+    atomic_write_text(FILE, f'{{"setting":{setting},\n"rows":[\n' + ",\n".join(rows) + "\n]}\n")
 
 
 if __name__ == "__main__":

@@ -42,15 +42,9 @@ def _ppo(job, folder, watch):
 
 
 def _trl(job, folder, watch):
-    trainer, config = TRAINERS[job["method"]]
-
-    class Watched(trainer):
-        def __init__(self, *given, **more):
-            super().__init__(*given, **more, callbacks=[watch])
-
-    rl.METHODS[job["method"]] = Watched, config
+    rl.METHODS[job["method"]] = TRAINERS[job["method"]]
     rl.train_policy(job["method"], job["sft"], job["reward_model"], job["prompts"], folder, ReinforcementLearning(**job["plan"]),
-                    job["seed"], job["max_new_tokens"])
+                    job["seed"], job["max_new_tokens"], callbacks=[watch])
 
 
 if __name__ == "__main__":
