@@ -152,7 +152,9 @@ def refresh(options):
     for position, path in enumerate(paths):
         left = dict.fromkeys(later.name[:2] for later in paths[position:])
         title = f"[{position + 1}/{len(paths)}] {path.relative_to(NOTEBOOKS).with_suffix('')}"
-        attempt(path, run_in_place, run_folder, title, "refresh " + " ".join(left))
+        took = attempt(path, run_in_place, run_folder, title, "refresh " + " ".join(left))
+        if path.parent == NOTEBOOKS:
+            save(run_folder / "notebooks.json", {path.stem: took})
 
 
 def run_in_place(path, copy, hooks):

@@ -146,13 +146,23 @@ def figures(**changes):
 def test_ratios_and_the_table():
     found = figures()
     assert found["ratios"]["ppo_vs_trl112_ppo"]["estimate"] == pytest.approx(11 / 33)
-    assert found["ratios"]["ppo_vs_best_of_trl_grpo_rloo"]["estimate"] == pytest.approx(11 / 21)  # two of RLOO's three did not get there
+    assert found["ratios"]["ppo_vs_best_of_trl_grpo_rloo"]["estimate"] == pytest.approx(11 / 21)
+    assert bench_table.times(found, "trl_rloo") == [50.0, 50.0, 9.0]  # two did not get there in 50 s
+    found["policies"][0]["to_target"] = None
+    assert bench_table.times(found, "ppo") == [bench_table.NEVER, 12.0, 11.0]
+    found = figures()
     assert found["ratios"]["sampling_vs_generate"]["estimate"] == 2
     assert all(value["low"] <= value["estimate"] <= value["high"] for value in found["ratios"].values())
     table = bench_table.markdown(found)
-    assert "at most 0.5: met" in table and "at least 1.5: met" in table and "1 of 3" in table and "| sft | rows |" in table
+    assert "at most 0.5: met |" in table and "at least 1.5: met |" in table and "1 of 3" in table and "| sft | rows |" in table
     wall = figures(setting={"machine": {"processor": "P", "cores": 2, "threads": 1, "gpu": "G"}})
     assert wall["ratios"]["ppo_vs_trl112_ppo"] == found["ratios"]["ppo_vs_trl112_ppo"] and "on: G, 2 cores" in bench_table.markdown(wall)
+
+
+def test_a_bar_whose_value_is_uncertain_says_so():
+    value = {"estimate": 0.4, "low": 0.3, "high": 0.9, "n": 3}
+    assert bench_table.bar("ppo_vs_trl112_ppo", value) == "at most 0.5: met, but the interval holds the bar"
+    assert bench_table.bar("ppo_vs_trl112_ppo", value | {"estimate": 0.6, "low": 0.55}) == "at most 0.5: missed"
 
 
 @pytest.mark.parametrize(("name", "factor", "said"), [("ppo_vs_trl112_ppo", 1.3, 1), ("ppo_vs_trl112_ppo", 1.1, 0),
