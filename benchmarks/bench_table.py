@@ -95,8 +95,8 @@ def markdown(found: dict) -> str:
                  *(spread([end[which] for end in ends]) for which in ("cpu", "wall")),
                  *(spread(thousand(found, method, which)) for which in ("cpu", "wall")), f"{rows[0]['peak_rss_mb']:.0f}"]
         lines.append(f"| {METHODS[method][1]} | {' | '.join(cells)} |")
-    lines += ["", "Where the target was not reached, the figures are those of the whole plan. A rival's ratio takes them too, which errs against "
-              "us.", "", "## Sampling", "",
+    lines += ["", "Where the target was not reached, the figures are those of the whole plan. A rival's ratio takes them too, which errs "
+              "against us.", "", "## Sampling", "",
               "| answers | tokens per CPU s, ours | `generate` | ratio | same greedy text | floor, s | ours, s |", "|---" * 7 + "|"]
     for row in found["sampling"]:
         mine, theirs = ([run["tokens"] / run["cpu"] for run in row[way]] for way in ("ours", "theirs"))

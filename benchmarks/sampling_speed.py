@@ -75,8 +75,8 @@ def same_greedy_text(model, tokenizer, prompts: list[str], max_new_tokens: int) 
 def profiled(model, tokenizer, prompts: list[str], group: int, max_new_tokens: int) -> dict:
     """Share of the processor's time in each part of our sampling, and the least time that its arithmetic and memory traffic take.
 
-    The floor: two operations for each weight and token at the rate of the largest matrix product, and the weights read once a step, the
-    keys and values of a row once for each of its tokens, at the rate of a copy. What is neither is Python and small operations.
+    The floor is the larger of two: two operations for each weight and token at the rate of a large matrix product; and the weights read
+    once a step, the keys and values of a row once for each of its tokens, at the rate of a copy.
     """
     ids = [prompt_tokens(tokenizer, prompt) for prompt in prompts for _ in range(group)]
     go = lambda: sample_tokens(model, tokenizer, ids, temperature=1.0, max_new_tokens=max_new_tokens,  # noqa: E731
@@ -102,10 +102,11 @@ def profiled(model, tokenizer, prompts: list[str], group: int, max_new_tokens: i
 
 
 def rates(dtype) -> tuple[float, float]:
-    """Operations a second of a large matrix product, and bytes read a second by a copy: the best of a few on this machine."""
+    """Operations a second of a large matrix product, and bytes a second that a copy reads and writes: the best of a few here."""
     square, long = torch.randn(1024, 1024, device=DEVICE, dtype=dtype), torch.ones(2**26, device=DEVICE, dtype=torch.uint8)
+    into = torch.empty_like(long).copy_(long)
     best = lambda act: min(_seconds(act) for _ in range(6))  # noqa: E731
-    return 2 * 1024**3 / best(lambda: square @ square), len(long) / best(long.clone)
+    return 2 * 1024**3 / best(lambda: square @ square), 2 * len(long) / best(lambda: into.copy_(long))
 
 
 def _seconds(act) -> float:

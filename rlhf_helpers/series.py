@@ -158,7 +158,9 @@ def refresh(options):
         left = dict.fromkeys(later.name[:2] for later in paths[position:])
         only = "--solutions " if path.parent != NOTEBOOKS else ""
         title = f"[{position + 1}/{len(paths)}] {path.relative_to(NOTEBOOKS).with_suffix('')}"
-        attempt(path, run_in_place, run_folder, title, f"refresh {only}" + " ".join(left))
+        took = attempt(path, run_in_place, run_folder, title, f"refresh {only}" + " ".join(left))
+        if path.parent == NOTEBOOKS:
+            save(run_folder / "notebooks.json", {path.stem: took})
 
 
 def run_in_place(path, copy, hooks):

@@ -195,6 +195,8 @@ def test_refresh_writes_clean_outputs(folder):
     assert (first["execution_count"], second["execution_count"]) == (1, 2)
     assert second["outputs"][0]["data"] == {"text/plain": ["42"]}
     assert "42" in solution.read_text() and not leftover.exists()
+    took = json.loads((folder / "runs" / "refresh" / "notebooks.json").read_text())
+    assert list(took) == ["00_start"] and took["00_start"]["seconds"] > 0
 
 
 def test_refresh_of_the_solutions_keeps_the_run_and_leaves_the_notebooks_alone(folder, capsys):
