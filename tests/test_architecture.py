@@ -42,6 +42,7 @@ SPECIAL = {  # libraries that only these modules may load, here with the reason 
     "papermill": {"series"},
     "nbclient": {"series"},
     "psutil": {"series"},
+    "PIL": {"series"},  # lighter pictures; comes with matplotlib
     "nbformat": {"series", "bootstrap"},
     "packaging": {"colab"},
     "requests": {"label_studio"},
