@@ -34,17 +34,26 @@ PROMPTS = 120  # held out, the same for all; another sampled answer for each see
 
 def setting(run: Run) -> dict:
     """What the figures depend on: models (by a hash of their weights), plans, number of answers scored and of prompts judged."""
-    answers = run.profile.ppo.steps * run.profile.ppo.batch_size
-    plans = {method: getattr(run.profile, method) for method in METHODS}
-    return {"models": {stage: fingerprint(run.path(stage)) for stage in ("sft", "reward_model")}, "answers": answers, "prompts": PROMPTS,
-            "plans": {method: asdict(replace(plan, steps=answers // plan.batch_size)) for method, plan in plans.items()}}
+    return {"models": {stage: fingerprint(run.path(stage)) for stage in ("sft", "reward_model")}, "answers": answers(run),
+            "prompts": PROMPTS, "plans": {method: asdict(plan_of(run, method)) for method in METHODS}}
+
+
+def answers(run: Run) -> int:
+    """How many answers each method may sample and have scored: as many as the profile's PPO."""
+    return run.profile.ppo.steps * run.profile.ppo.batch_size
+
+
+def plan_of(run: Run, method: str):
+    """The profile's plan with so many steps that it uses up these answers, each of which is learned from."""
+    plan = getattr(run.profile, method)
+    plan = replace(plan, steps=answers(run) // plan.batch_size)
+    return plan if method == "ppo" else replace(plan, sampled=0)
 
 
 def train(run: Run, method: str, seed: int, folder: Path) -> list[dict]:
     """Train one policy into the folder and give its log."""
-    plan = getattr(run.profile, method)
-    plan = replace(plan, steps=setting(run)["answers"] // plan.batch_size)
-    given = run.path("sft"), run.path("reward_model"), rl_prompts(replace(run, seed=seed)), folder, plan, seed, run.profile.max_new_tokens
+    given = (run.path("sft"), run.path("reward_model"), rl_prompts(replace(run, seed=seed)), folder, plan_of(run, method), seed,
+             run.profile.max_new_tokens)
     if method == "ppo":
         return train_ppo(*given, value_model=run.path("reward_model")).rows
     return train_policy(method, *given).rows

@@ -18,13 +18,17 @@ class Training:
 
 @dataclass(frozen=True)
 class ReinforcementLearning:
-    """One RL run: `steps` policy updates, each on `batch_size` sampled answers, `generations` of them for the same prompt."""
+    """One RL run: `steps` policy updates, each on `batch_size` answers, `generations` of them for the same prompt.
+
+    `sampled` answers are drawn for each prompt and scored; only the `generations` whose rewards differ most are learned from.
+    """
 
     steps: int
     batch_size: int
     generations: int
     learning_rate: float  # falls linearly to 0, so that the last steps average out the noise of the earlier ones
     beta: float  # weight of the KL penalty
+    sampled: int = 0  # a multiple of `generations`; 0: as many
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ class Profile:
     responses: int = 3  # sampled for each prompt; every two of them make a pair
     reward_model: Training = Training(learning_rate=1.5e-4, batch_size=16)
     rloo: ReinforcementLearning = ReinforcementLearning(steps=12, batch_size=32, generations=4, learning_rate=8e-4, beta=0.05)
-    grpo: ReinforcementLearning = ReinforcementLearning(steps=36, batch_size=64, generations=8, learning_rate=1e-3, beta=0.4)
+    grpo: ReinforcementLearning = ReinforcementLearning(
+        steps=26, batch_size=64, generations=8, learning_rate=1e-3, beta=0.4, sampled=16)
     ppo: ProximalPolicyOptimisation = ProximalPolicyOptimisation(
         steps=12, batch_size=48, learning_rate=1e-3, beta=0.03, epochs=2, trace=1.0)
     dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=60)

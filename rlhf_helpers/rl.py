@@ -2,9 +2,11 @@
 2024, arXiv:2402.03300), and best-of-n, the baseline that needs no training."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn.functional import pad
@@ -22,13 +24,32 @@ ROWS_AT_ONCE = 4  # of like length go through the model together; with eight the
 
 
 class _Lean:
-    """Less padding in TRL's trainers, which took a third of each step here; what they compute stays the same.
+    """TRL's trainers with less padding, which took a third of each step here, and with more answers to choose from.
 
     Sampling: rows that have ended leave the batch, so a few long answers do not hold up the many short ones. Log-probabilities: rows
-    go through the model beside others of like length, without the columns that are padding in all of them.
+    go through the model beside others of like length, without the columns that are padding in all of them. Both compute what TRL does.
+    If `sampled` is more than the answers that a group learns from, those whose rewards differ most are kept: to sample and score an
+    answer costs a fraction of learning from it (Xu et al., 2025, arXiv:2504.13818).
     """
 
+    sampled, reward = 0, None  # answers drawn for each prompt, and by what they are chosen; `train_policy` sets both
+
+    def _generate(self, prompts, *rest, **more):
+        self._asked = [turns[-1]["content"] for turns in prompts]
+        return super()._generate(prompts, *rest, **more)
+
     def _completions(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+        group, rows = self.num_generations, len(prompt_ids)
+        rounds = max(1, self.sampled // group)  # as many answers at a time as are learned from, so that memory does not grow
+        said = [answer for _ in range(rounds) for answer in self._sample(prompt_ids)]
+        if rounds == 1:
+            return said
+        scores = self.reward(self._asked * rounds, self.processing_class.batch_decode(said, skip_special_tokens=True))
+        same_prompt = [[start + k for start in range(0, len(said), rows) for k in range(first, first + group)]
+                       for first in range(0, rows, group)]
+        return [said[places[k]] for places in same_prompt for k in most_different([scores[place] for place in places], group)]
+
+    def _sample(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         model, generator = self.accelerator.unwrap_model(self.model), torch.Generator().manual_seed(torch.randint(2**62, ()).item())
         model.eval()
         try:
@@ -61,6 +82,26 @@ class _GRPO(_Lean, GRPOTrainer):
 
 
 METHODS = {"rloo": (_RLOO, RLOOConfig), "grpo": (_GRPO, GRPOConfig)}
+
+
+def most_different(rewards: Sequence[float], number: int) -> list[int]:
+    """The places of those `number` rewards that have the largest variance: some of the lowest and some of the highest."""
+    order = np.argsort(rewards, kind="stable").tolist()
+    ways = [order[:low] + order[len(order) - number + low:] for low in range(number + 1)]
+    return max(ways, key=lambda places: np.var([rewards[k] for k in places]))
+
+
+class _LastScores:
+    """A reward that remembers what it was last asked for, since TRL asks again for the answers that were chosen by it."""
+
+    def __init__(self, reward: Reward):
+        self.reward, self.known = reward, {}
+
+    def __call__(self, prompts, completions) -> list[float]:
+        pairs = list(zip(prompts, completions, strict=True))
+        if not self.known.keys() >= set(pairs):
+            self.known = dict(zip(pairs, self.reward(prompts, completions)))
+        return [self.known[pair] for pair in pairs]
 
 
 def rubric(prompts, completions) -> list[float]:
@@ -112,7 +153,8 @@ def train_policy(method: str, start: str | Path, reward: str | Path | Reward, pr
     if method not in METHODS:
         raise KeyError(f"no method {method!r}; choose one of: {', '.join(METHODS)}")
     trainer_class, config_class = METHODS[method]
-    functions = {"reward": reward if callable(reward) else reward_of(reward), "rubric": rubric, **(gauges or {})}
+    scored = _LastScores(reward if callable(reward) else reward_of(reward))
+    functions = {"reward": scored, "rubric": rubric, **(gauges or {})}
     rows = math.gcd(plan.batch_size, ANSWERS_AT_ONCE)
     settings = trainer_settings(
         folder, seed, learning_rate=plan.learning_rate, per_device_train_batch_size=rows,
@@ -123,6 +165,7 @@ def train_policy(method: str, start: str | Path, reward: str | Path | Reward, pr
         model=str(start), reward_funcs=[as_trl(name, function) for name, function in functions.items()],
         processing_class=load_tokenizer(start), callbacks=list(callbacks),
         train_dataset=Dataset.from_list([{"prompt": chat(p)} for p in prompts]), args=config_class(**settings))
+    trainer.sampled, trainer.reward = plan.sampled, scored
     return run_trainer(trainer, History(title or method.upper()), folder)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -252,6 +253,39 @@ def test_less_padding_changes_no_log_probability(method, tiny, tmp_path):
         outcomes.append([logps[counted], entropies[counted], *(p.grad.clone() for p in trainer.model.parameters())])
     for ours, theirs in zip(*outcomes):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=8), st.integers(1, 8))
+def test_the_most_different_rewards_are_those_with_the_largest_variance(values, number):
+    number = min(number, len(values))
+    chosen = rl.most_different(values, number)
+    assert len(set(chosen)) == number
+    largest = max(np.var(group) for group in combinations(values, number))
+    assert np.var([values[k] for k in chosen]) == pytest.approx(largest, abs=1e-9)
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_of_the_sampled_answers_those_whose_rewards_differ_most_are_learned_from(method, tiny, tmp_path):
+    asked, learned = [], []
+
+    def length(prompts, completions):
+        asked.append((prompts, completions))
+        return [float(len(completion)) for completion in completions]
+
+    def seen(prompts, completions):  # what TRL learns from
+        learned.append(completions)
+        return [0.0] * len(completions)
+
+    plan = ReinforcementLearning(steps=2, batch_size=8, generations=4, learning_rate=1e-3, beta=0.05, sampled=12)
+    rl.train_policy(method, tiny, length, ["Hello", "How can I bake bread?"], tmp_path, plan, max_new_tokens=12, gauges={"seen": seen})
+    assert [len(completions) for _, completions in asked] == [24, 24]  # the kept ones are not scored again
+    for (prompts, completions), kept in zip(asked, learned, strict=True):
+        for k in range(2):
+            places = [start + j for start in (0, 8, 16) for j in range(4 * k, 4 * k + 4)]
+            own = [completions[place] for place in places]
+            assert len({prompts[place] for place in places}) == 1
+            expected = [own[place] for place in rl.most_different([len(each) for each in own], 4)]
+            assert kept[4 * k: 4 * k + 4] == expected
 
 
 def test_an_unknown_method_is_refused_with_the_list(tiny, tmp_path):
