@@ -50,6 +50,7 @@ COLAB = [  # the widgets of Colab as of August 2026 (googlecolab/backend-info), 
 TRL112 = ["trl==1.12.*", "transformers>=5.23,<5.24", "datasets<6", "accelerate<2"]    # the last TRL with a PPO trainer
 BROWSER = ["playwright>=1.65,<2", "notebook>=7.5,<8", "voila>=0.5.13,<0.6"]    # for the tests with a browser, beside a Chromium
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+THREADS = min(2, os.cpu_count() or 1)  # where a person waits; the groups of tests share the cores, so each has one
 FREE_BYTES_NEEDED = 3 * 10**9
 FREE_BYTES_NEEDED_WITH_CUDA = 10 * 10**9
 SERVER_TESTS = "tests/test_label_studio_server.py"
@@ -84,11 +85,11 @@ def main(arguments=None):
         if options.command == "test":
             return run_tests(python, options.all)
         if options.command == "lab":
-            return run_child(lab_command(python, options.extra), environment())
+            return run_child(lab_command(python, options.extra), environment(threads=THREADS))
         if options.command == "bench":
             old = install_beside(TRL112_VENV, "TRL 1.12", TRL112, torch=True)
             return run_child([str(python), "-m", "benchmarks.bench", "--trl112", str(old)] + arguments[1:], environment())
-        return run_child([str(python), "-m", "rlhf_helpers.series"] + arguments, environment())
+        return run_child([str(python), "-m", "rlhf_helpers.series"] + arguments, environment(threads=THREADS))
     except (SetupError, OSError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
@@ -189,11 +190,15 @@ def run_tests(python, everything=False):
 # --- the children -----------------------------------------------------------------------------------------------------
 
 
-def environment(offline=False):
-    """The environment variables of every child: one thread, no network in tests, no bars a learner can't use."""
+def environment(offline=False, threads=1):
+    """The environment variables of every child: threads, no network in tests, no bars a learner can't use.
+
+    Threads that have to wait sleep: if they span, as is usual, two of them would be slower than one on a busy machine.
+    """
     settings = dict(os.environ)
     settings.pop("MPLBACKEND", None)
-    settings.setdefault("OMP_NUM_THREADS", "1")
+    settings.setdefault("OMP_NUM_THREADS", str(threads))
+    settings.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings.setdefault("RLHF_RUNS", str(RUNS))
     settings.update(
         PYTHONPATH=str(ROOT),

@@ -257,16 +257,27 @@ def test_a_server_that_does_not_answer_is_no_error():
     assert run.answers("http://127.0.0.1:9/") is False
 
 
-def test_children_get_a_quiet_one_thread_environment(monkeypatch):
+def test_children_get_a_quiet_environment(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     settings = run.environment()
     assert settings["OMP_NUM_THREADS"] == "1" and settings["PYTHONPATH"] == str(run.ROOT)
     assert "MPLBACKEND" not in settings and "HF_HUB_OFFLINE" not in settings
+    assert run.environment(threads=2)["OMP_NUM_THREADS"] == "2" and settings["OMP_WAIT_POLICY"] == "PASSIVE"
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert run.environment(offline=True)["OMP_NUM_THREADS"] == "4"
+    assert run.environment(offline=True, threads=2)["OMP_NUM_THREADS"] == "4"
     assert run.environment(offline=True)["HF_HUB_OFFLINE"] == "1"
+
+
+def test_what_a_person_waits_for_gets_two_threads_and_what_is_measured_one(steps, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(run, "THREADS", 2)
+    threads = []
+    monkeypatch.setattr(run, "run_child", lambda command, settings: threads.append(settings["OMP_NUM_THREADS"]) or 0)
+    for arguments in (["tutorial"], ["refresh"], ["lab"], ["bench"], ["test", "--quick"]):
+        assert run.main(arguments) == 0
+    assert threads == ["2", "2", "2", "1", "1"]
 
 
 @pytest.mark.parametrize("everything", [False, True])
