@@ -191,14 +191,10 @@ def run_tests(python, everything=False):
 
 
 def environment(offline=False, threads=1):
-    """The environment variables of every child: threads, no network in tests, no bars a learner can't use.
-
-    Threads that have to wait sleep: if they span, as is usual, two of them would be slower than one on a busy machine.
-    """
+    """The environment variables of every child: threads, no network in tests, no bars a learner can't use."""
     settings = dict(os.environ)
     settings.pop("MPLBACKEND", None)
     settings.setdefault("OMP_NUM_THREADS", str(threads))
-    settings.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings.setdefault("RLHF_RUNS", str(RUNS))
     settings.update(
         PYTHONPATH=str(ROOT),
