@@ -152,6 +152,9 @@ def train_policy(method: str, start: str | Path, reward: str | Path | Reward, pr
     """
     if method not in METHODS:
         raise KeyError(f"no method {method!r}; choose one of: {', '.join(METHODS)}")
+    if plan.sampled % plan.generations:
+        raise ValueError(f"the plan samples {plan.sampled} answers to a prompt to learn from {plan.generations}: `sampled` has to be a "
+                         "multiple of `generations`, or 0")
     trainer_class, config_class = METHODS[method]
     scored = _LastScores(reward if callable(reward) else reward_of(reward))
     functions = {"reward": scored, "rubric": rubric, **(gauges or {})}

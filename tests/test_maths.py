@@ -288,6 +288,12 @@ def test_of_the_sampled_answers_those_whose_rewards_differ_most_are_learned_from
             assert kept[4 * k: 4 * k + 4] == expected
 
 
+def test_answers_that_do_not_divide_into_groups_are_refused(tiny, tmp_path):
+    plan = ReinforcementLearning(steps=1, batch_size=8, generations=4, learning_rate=1e-3, beta=0.05, sampled=6)
+    with pytest.raises(ValueError, match="samples 6 answers to a prompt to learn from 4"):
+        rl.train_policy("grpo", tiny, tiny, ["Hello"], tmp_path, plan)
+
+
 def test_an_unknown_method_is_refused_with_the_list(tiny, tmp_path):
     plan = ReinforcementLearning(steps=1, batch_size=4, generations=2, learning_rate=1e-3, beta=0.05)
     with pytest.raises(KeyError, match="'reinforce'; choose one of: rloo, grpo"):

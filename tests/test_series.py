@@ -148,8 +148,8 @@ def test_ctrl_c_stops_the_kernel_and_says_how_to_continue(folder):
         "sys.exit(series.main(['tutorial', '--run', 'mine']))"
     )
     command = [sys.executable, "-c", program]
-    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # shells let what runs in the background ignore it
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, preexec_fn=heed)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background jobs ignore it
     until(lambda: kernel.exists() and kernel.read_text())
     child.send_signal(signal.SIGINT)
     printed = child.communicate(timeout=120)[0].decode()
