@@ -96,12 +96,10 @@ class Bench:
                 "libraries": {name: version(name) for name in ("torch", "transformers", "trl")}}
 
     def plan(self, method: str) -> ReinforcementLearning | ProximalPolicyOptimisation:
-        """The profile's, without the answers that are only sampled; RLOO's ends long before the target, so it has three times the steps."""
+        """The profile's; of RLOO and GRPO with three times the steps, as they end before the target, and without answers only sampled."""
         plan = getattr(self.run.profile, METHODS[method][0])
-        if METHODS[method][0] == "rloo":
-            plan = replace(plan, steps=3 * plan.steps)
         if isinstance(plan, ReinforcementLearning):
-            plan = replace(plan, sampled=0)
+            plan = replace(plan, steps=3 * plan.steps, sampled=0)
         return replace(plan, steps=2, batch_size=8) if self.quick else plan
 
     def measure(self) -> dict:

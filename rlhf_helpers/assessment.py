@@ -4,18 +4,19 @@ The judge here is not the reward that any policy was trained on.
 """
 
 import json
-from functools import cache, lru_cache
+from functools import cache
 
 from .formats import atomic_write_text
 from .models import completion_log_probs, load_policy, load_tokenizer, sample
-from .runs import ARTIFACTS, DamagedArtifact, Run
+from .runs import ARTIFACTS, ITERATIONS, DamagedArtifact, Run, in_iteration
 from .statistics import difference_of_pairs, mean, share, win_rate
 from .world.catalogue import catalogue
 from .world.grammar import FAULTS, INSTRUCTIONS, Request, write_prompt
-from .world.judge import POINTS, Verdict, judge
+from .world.judge import POINTS, Verdict, judged
 from .world.splits import NOVELTIES, bias_pairs, evaluation_requests, novelties
 
-MODELS = ("base", "sft", "best_of_n", "rloo", "grpo", "ppo", "dpo")  # all that a run may have, in the order of the series
+# all that a run may have, in the order of the series; of the iterations of GRPO the first and the last
+MODELS = ("base", "sft", "best_of_n", "rloo", "grpo", in_iteration("grpo", ITERATIONS), "ppo", "dpo")
 
 FIXED_PROMPTS = (  # shown before and after each stage
     "How can I sleep better at night? Give me two tips.",
@@ -24,9 +25,6 @@ FIXED_PROMPTS = (  # shown before and after each stage
     "I want to make new friends. What should I do? Use a numbered list.",
     "How can I get better at chess? Answer in one sentence.",
 )
-
-
-judged = lru_cache(maxsize=20_000)(judge)  # the same answer is looked at for many figures
 
 
 def evaluation_set(run: Run) -> list[Request]:

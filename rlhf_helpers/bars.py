@@ -71,7 +71,7 @@ def in_words(met: bool | None) -> str:
 
 
 def _better_rl_method(report: dict) -> str:
-    rates = {name: report["win_rate_vs_sft"].get(name, {}).get("estimate", -1.0) for name in ("grpo", "rloo")}
+    rates = {name: report["win_rate_vs_sft"].get(name, {}).get("estimate", -1.0) for name in ("grpo_3", "grpo", "rloo")}
     return max(rates, key=rates.__getitem__)
 
 

@@ -4,8 +4,8 @@ import html
 import sys
 import time
 
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito: safe for colour blindness
-MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]  # Okabe and Ito: safe for colour blindness
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 
 
 def in_notebook() -> bool:

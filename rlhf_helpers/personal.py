@@ -39,6 +39,7 @@ from .labelling.session import LabellingSession
 from .labelling.store import LabelStore, pairs_in
 from .models import load_policy, load_reward_model, load_tokenizer, prompt_tokens, read_chats, sample
 from .profiles import Training
+from .rewards import fit_weights
 from .runs import Run, fingerprint
 from .sft import train_sft
 from .statistics import share
@@ -49,7 +50,6 @@ from .world.splits import training_requests
 MINIMUM = 10  # labels with a winner; fewer cannot even be checked against each other
 DIRECTIONS = 40  # in which answers to one prompt differ most
 STYLE = 0.5  # how far answers to one prompt differ in each mark of style, where their states differ by 1 in all
-PRECISION = 1.0  # of the prior of each weight
 EVIDENCE = 2.0  # nats by which left-out labels have to be predicted better than by a coin; one set of coin flips in twenty is
 KEEP = 0.5  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
 LEARNING = Training(learning_rate=6e-4, batch_size=16, epochs=2.0)
@@ -242,26 +242,9 @@ class Taste:
         return cls(**kept | {"weights": np.array(kept["weights"]), "spread": tuple(kept["spread"])})
 
 
-def fit(differences: np.ndarray, precision: float = PRECISION) -> np.ndarray:
-    """Weights w that maximise sum log sigma(x . w) - precision |w|^2 / 2, x (labels, features) being chosen less rejected.
-
-    Bradley and Terry (1952) with a Gaussian prior, by Newton's method; the problem is convex and small.
-    """
-    weights = np.zeros(differences.shape[1])
-    for _ in range(50):
-        doubt = expit(-differences @ weights)
-        gradient = differences.T @ doubt - precision * weights
-        curvature = (differences * (doubt * (1 - doubt))[:, None]).T @ differences + precision * np.eye(len(weights))
-        step = np.linalg.solve(curvature, gradient)
-        weights += step / max(1.0, np.abs(differences @ step).max() / 4)  # no leap over the bend of the logistic
-        if np.abs(step).max() < 1e-8:
-            break
-    return weights
-
-
 def left_out(differences: np.ndarray) -> np.ndarray:
     """For each label, the log-odds that the fit to all the others gives to what was chosen."""
-    return np.array([differences[k] @ fit(np.delete(differences, k, 0)) for k in range(len(differences))])
+    return np.array([differences[k] @ fit_weights(np.delete(differences, k, 0)) for k in range(len(differences))])
 
 
 def evidence(log_odds: np.ndarray) -> float:
@@ -279,7 +262,7 @@ def learn_taste(chosen: Reading, rejected: Reading, shortest: int, prompts: list
     base = without_taste(prompts, reading)
     basis, scale = directions(reading, np.array(prompts)), base.spread[1]
     differences = np.column_stack([(chosen.features - rejected.features) @ basis, (chosen.rewards - rejected.rewards) / scale])
-    odds, weights = left_out(differences), fit(differences)
+    odds, weights = left_out(differences), fit_weights(differences)
     learned = replace(base, weights=basis @ weights[:-1], own=float(weights[-1] / scale), predicted=share(odds > 0))
     if evidence(odds) <= EVIDENCE:
         return learned

@@ -69,10 +69,11 @@ class Profile:
     comparison_prompts: int = 1000
     counts: float = 0.4  # share of the prompts for comparisons and RL that must ask for a number of tips, where the SFT model errs most
     responses: int = 3  # sampled for each prompt; every two of them make a pair
+    later_comparison_prompts: int = 200  # in the second iteration and the third, two of the policy's answers and one of SFT to each
     reward_model: Training = Training(learning_rate=1.5e-4, batch_size=16)
     rloo: ReinforcementLearning = ReinforcementLearning(steps=12, batch_size=32, generations=4, learning_rate=8e-4, beta=0.05)
     grpo: ReinforcementLearning = ReinforcementLearning(
-        steps=26, batch_size=64, generations=8, learning_rate=1e-3, beta=0.4, sampled=16)
+        steps=7, batch_size=64, generations=8, learning_rate=1e-3, beta=0.4, sampled=16)  # in each of the iterations
     ppo: ProximalPolicyOptimisation = ProximalPolicyOptimisation(
         steps=12, batch_size=48, learning_rate=1e-3, beta=0.03, epochs=2, trace=1.0)
     dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=60)
@@ -81,7 +82,7 @@ class Profile:
     evaluation_prompts: int = 300
     bias_pairs: int = 320
     max_new_tokens: int = 96
-    final: str = "grpo"  # the policy that the final bars are about: named before any result is seen
+    final: str = "grpo_3"  # the policy that the final bars are about: named before any result is seen
     bars: bool = True
     brief: bool = False  # made smaller by `stages.brief`
 
@@ -89,8 +90,8 @@ class Profile:
 PRACTICE = Profile(name="practice", base_model=str(DATA / "base_model"))
 PROFILES = {p.name: p for p in (
     PRACTICE,
-    replace(PRACTICE, name="quick", instructions=160, comparison_prompts=40, evaluation_prompts=24, bias_pairs=16, best_of=2,
-            dpo=replace(PRACTICE.dpo, steps=4, batch_size=8),
+    replace(PRACTICE, name="quick", instructions=160, comparison_prompts=40, later_comparison_prompts=10,
+            evaluation_prompts=24, bias_pairs=16, best_of=2, dpo=replace(PRACTICE.dpo, steps=4, batch_size=8),
             rloo=replace(PRACTICE.rloo, steps=3, batch_size=16), grpo=replace(PRACTICE.grpo, steps=3, batch_size=16),
             ppo=replace(PRACTICE.ppo, steps=3, batch_size=16), bars=False),
 )}

@@ -3,17 +3,17 @@
 Bradley and Terry (1952): the probability that a person prefers answer a to answer b is the logistic function of r(a) - r(b).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
-from scipy.special import gammaln
+from scipy.special import expit, gammaln
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
-from .models import NEW_HEAD, chat, load_reward_model, load_tokenizer, rewards
+from .models import NEW_HEAD, chat, load_reward_model, load_tokenizer, read_chats, rewards
 from .profiles import Training
 from .statistics import RESAMPLES, estimate_of, share
 from .training import History, length_grouped, run_trainer, trainer_settings
@@ -21,6 +21,7 @@ from .training import History, length_grouped, run_trainer, trainer_settings
 Reward = Callable[[list[str], list[str]], Sequence[float]]  # (prompts, completions) -> one number for each
 MAX_LENGTH = 256
 HEAD = 100.0  # how many times faster the new head learns than the rest
+PRECISION = 200.0  # of the prior when the head is fitted anew
 
 
 def reading_template(template: str) -> str:
@@ -56,6 +57,55 @@ def train_reward_model(start: str | Path, rows: list[dict], folder: str | Path, 
     trainer = RewardTrainer(model=model, processing_class=tokenizer, train_dataset=data, args=RewardConfig(**settings),
                             optimizers=(optimiser, None))
     return run_trainer(trainer, History(title), folder)
+
+
+def refit_head(start: str | Path, rows: list[dict], folder: str | Path, precision: float = PRECISION) -> None:
+    """Bring the reward model in `start` up to date with new preferences: fit its last layer to them and save the model in `folder`.
+
+    The body stays as it is, so this is a logistic regression on its last states, solved in a second. The present weights are the mean
+    of a Gaussian prior, in which the old preferences live on; `precision` says how firm it is, with each state in units of its spread
+    over the differences of the new pairs.
+    """
+    if not rows:
+        raise ValueError("there are no rows to train on")
+    model, tokenizer = load_reward_model(start), load_tokenizer(start)
+    states = last_states(model, tokenizer, {(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")})
+    differences = np.stack([states[row["prompt"], row["chosen"]] - states[row["prompt"], row["rejected"]] for row in rows])
+    spread = differences.std(0) + 1e-9
+    present = model.score.weight.detach().cpu().numpy()[0] * spread
+    weights = fit_weights(differences / spread, precision, present) / spread
+    with torch.no_grad():
+        model.score.weight.copy_(torch.from_numpy(weights)[None])
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+
+
+@torch.inference_mode()
+def last_states(model, tokenizer, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], np.ndarray]:
+    """For each pair of prompt and answer, what the last layer of a reward model reads (width,): the body's state at the last token."""
+    pairs, states = sorted(pairs), {}
+    for picked, batch in read_chats(model, tokenizer, *map(list, zip(*pairs))):
+        hidden = model.base_model(**batch, use_cache=False).last_hidden_state
+        for row, (i, length) in enumerate(zip(picked, batch["attention_mask"].sum(1).tolist())):
+            states[pairs[i]] = hidden[row, length - 1].double().cpu().numpy()
+    return states
+
+
+def fit_weights(differences: np.ndarray, precision: float = 1.0, prior: np.ndarray | float = 0.0) -> np.ndarray:
+    """Weights w that maximise sum log sigma(x . w) - precision |w - prior|^2 / 2, x (pairs, features) being chosen less rejected.
+
+    Bradley and Terry (1952) with a Gaussian prior, by Newton's method; the problem is convex and small.
+    """
+    weights = np.zeros(differences.shape[1]) + prior
+    for _ in range(50):
+        doubt = expit(-differences @ weights)
+        gradient = differences.T @ doubt - precision * (weights - prior)
+        curvature = (differences * (doubt * (1 - doubt))[:, None]).T @ differences + precision * np.eye(len(weights))
+        step = np.linalg.solve(curvature, gradient)
+        weights += step / max(1.0, np.abs(differences @ step).max() / 4)  # no leap over the bend of the logistic
+        if np.abs(step).max() < 1e-8:
+            break
+    return weights
 
 
 def reward_of(folder: str | Path) -> Reward:

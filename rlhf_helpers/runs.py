@@ -29,6 +29,18 @@ ARTIFACTS = {  # stage: (file or folder in the run, the notebook that makes it)
     "dpo": ("dpo", "08_direct_preference_optimisation"),
     "personal": ("personal", "11_your_fifty_labels"),
 }
+ITERATIONS = 3  # of comparisons, reward model and GRPO; what the later ones make bears their number: `grpo_2`, `grpo_3`
+
+
+def in_iteration(stage: str, iteration: int) -> str:
+    """What a stage is called in an iteration: `grpo`, `grpo_2`, `grpo_3`."""
+    return stage if iteration == 1 else f"{stage}_{iteration}"
+
+
+for _iteration in range(2, ITERATIONS + 1):
+    for _stage in ("candidates", "labels", "preferences", "reward_model", "grpo"):
+        _file = Path(ARTIFACTS[_stage][0])
+        ARTIFACTS[in_iteration(_stage, _iteration)] = (in_iteration(_file.stem, _iteration) + _file.suffix, "06_reinforcement_learning")
 REBUILD_BASE = "get it again with `git checkout data/base_model`, or rebuild it with `python -m rlhf_helpers.base_model`"
 
 

@@ -4,6 +4,7 @@ This is the only module that knows the whole path. The notebooks call the same f
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from . import instructions
@@ -12,7 +13,7 @@ from .labelling.export import export_preferences
 from .labelling.session import LabellingSession
 from .labelling.store import LabelStore
 from .profiles import Profile
-from .runs import REBUILD_BASE, DamagedArtifact, Run
+from .runs import ITERATIONS, REBUILD_BASE, DamagedArtifact, Run, in_iteration
 from .world.annotators import ANNOTATORS
 from .world.grammar import write_prompt
 from .world.splits import training_requests
@@ -28,11 +29,7 @@ def need(run: Run, stage: str) -> Path:
     if stage == "base":
         raise DamagedArtifact(f"there is no base model in {run.path('base').name}: {REBUILD_BASE}")
     print(f"{stage}: not made in this run yet; making a quick one (the notebook of that stage makes a better one)")
-    small = replace(run, profile=brief(run.profile))
-    if stage in ("rloo", "grpo"):
-        make_policy(small, stage)
-    else:
-        MAKERS[stage](small)
+    MAKERS[stage](replace(run, profile=brief(run.profile)))
     return run.path(stage)
 
 
@@ -42,6 +39,7 @@ def brief(profile: Profile) -> Profile:
         return profile
     third = lambda number: max(2, number // 3)  # noqa: E731
     return replace(profile, brief=True, instructions=third(profile.instructions), comparison_prompts=third(profile.comparison_prompts),
+                   later_comparison_prompts=third(profile.later_comparison_prompts),
                    rloo=replace(profile.rloo, steps=third(profile.rloo.steps)), grpo=replace(profile.grpo, steps=third(profile.grpo.steps)),
                    ppo=replace(profile.ppo, steps=third(profile.ppo.steps)))
 
@@ -63,65 +61,80 @@ def make_sft(run: Run):
         return train_sft(need(run, "base"), training, folder, run.profile.sft, run.seed)
 
 
-def make_candidates(run: Run) -> list[dict]:
-    """04: for each comparison prompt, a few answers of the SFT model."""
+# Comparisons, reward model and GRPO come in iterations: 04 to 06 make the first, 06 the later ones.
+
+def make_candidates(run: Run, iteration: int = 1) -> list[dict]:
+    """04: for each comparison prompt, a few answers of the SFT model. Later: for other prompts, two of the last policy and one of SFT."""
     from .models import load_policy, load_tokenizer, sample
-    model, tokenizer = load_policy(need(run, "sft")), load_tokenizer(run.path("sft"))
-    prompts = [write_prompt(r) for r in training_requests(
-        run.profile.comparison_prompts, f"comparisons {run.seed}", run.profile.counts)]
-    settings = {"temperature": 1.0, "max_new_tokens": run.profile.max_new_tokens, "seed": run.seed}
-    answers = [sample(model, tokenizer, prompts, max_new_tokens=run.profile.max_new_tokens, seed=1000 * run.seed + k).texts
-               for k in range(run.profile.responses)]
-    rows = [{"prompt": prompt, "responses": [{"id": f"{k}", "text": text, "model": "sft", "settings": settings}
-                                             for k, text in enumerate(texts)]} for prompt, *texts in zip(prompts, *answers)]
+    profile, last = run.profile, in_iteration("grpo", iteration - 1)
+    number, speakers = (profile.comparison_prompts, ["sft"] * profile.responses) if iteration == 1 else (
+        profile.later_comparison_prompts, [last, last, "sft"])
+    prompts = [write_prompt(r) for r in training_requests(number, in_iteration(f"comparisons {run.seed}", iteration), profile.counts)]
+    models = {name: (load_policy(need(run, name)), load_tokenizer(run.path(name))) for name in dict.fromkeys(speakers)}
+    settings = {"temperature": 1.0, "max_new_tokens": profile.max_new_tokens, "seed": run.seed}
+    answers = [sample(*models[name], prompts, max_new_tokens=profile.max_new_tokens, seed=1000 * run.seed + k).texts
+               for k, name in enumerate(speakers)]
+    rows = [{"prompt": prompt, "responses": [{"id": f"{k}", "text": text, "model": name, "settings": settings}
+                                             for k, (name, text) in enumerate(zip(speakers, texts))]}
+            for prompt, *texts in zip(prompts, *answers)]
     rows = [row for row in rows if all(r["text"] for r in row["responses"])]
-    with run.building("candidates") as path:
+    with run.building(in_iteration("candidates", iteration)) as path:
         write_candidates(path, rows)
     return rows
 
 
-def open_session(run: Run, annotator: str = "me") -> LabellingSession:
+def open_session(run: Run, annotator: str = "me", iteration: int = 1) -> LabellingSession:
     """04: the comparisons of this run, for a person to label; goes on where the store says the last session stopped."""
     from .formats import read_candidates
-    need(run, "candidates")
-    return LabellingSession(LabelStore(run.path("labels")), read_candidates(run.path("candidates")), annotator, run.seed)
+    candidates = read_candidates(need(run, in_iteration("candidates", iteration)))
+    return LabellingSession(LabelStore(run.path(in_iteration("labels", iteration))), candidates, annotator, run.seed)
 
 
-def make_preferences(run: Run, session: LabellingSession | None = None) -> dict:
+def make_preferences(run: Run, session: LabellingSession | None = None, iteration: int = 1) -> dict:
     """04: let simulated annotators label what a person left, then write `preferences.jsonl`. Returns the audit."""
-    session = session or open_session(run)
+    session = session or open_session(run, iteration=iteration)
     print(session.finish(fill_with=ANNOTATORS, per_pair=PER_PAIR))
-    return export_preferences(session.store, run.path("preferences"))
+    return export_preferences(session.store, run.path(in_iteration("preferences", iteration)))
 
 
 def preferences(run: Run) -> tuple[list[dict], list[dict]]:
     """Plain preference rows in two parts, training and held out (one prompt in ten; a prompt's pairs stay together)."""
-    rows = [to_plain(row) for row in read_preferences(need(run, "preferences"))]
+    rows = preference_rows(run)
     prompts = sorted({row["prompt"] for row in rows})
     held_out = set(prompts[::10])
     return [r for r in rows if r["prompt"] not in held_out], [r for r in rows if r["prompt"] in held_out]
 
 
-def make_reward_model(run: Run):
-    """05: train the reward model from the SFT model on the training part of the preferences."""
-    from .rewards import train_reward_model
+def preference_rows(run: Run, iteration: int = 1) -> list[dict]:
+    """All plain preference rows of an iteration."""
+    return [to_plain(row) for row in read_preferences(need(run, in_iteration("preferences", iteration)))]
+
+
+def make_reward_model(run: Run, iteration: int = 1):
+    """05: train the reward model from the SFT model on the training part of the preferences. Later: refit its head to the new ones."""
+    from .rewards import refit_head, train_reward_model
+    if iteration > 1:
+        last, rows = need(run, in_iteration("reward_model", iteration - 1)), preference_rows(run, iteration)
+        with run.building(in_iteration("reward_model", iteration)) as folder:
+            return refit_head(last, rows, folder)
     training, _ = preferences(run)
     with run.building("reward_model") as folder:
         return train_reward_model(need(run, "sft"), training, folder, run.profile.reward_model, run.seed)
 
 
-def rl_prompts(run: Run, number: int = 1000) -> list[str]:
+def rl_prompts(run: Run, number: int = 1000, iteration: int = 1) -> list[str]:
     """Prompts for reinforcement learning: of training topics and wordings, drawn apart from those of the comparisons."""
-    return [write_prompt(r) for r in training_requests(number, f"rl {run.seed}", run.profile.counts)]
+    return [write_prompt(r) for r in training_requests(number, in_iteration(f"rl {run.seed}", iteration), run.profile.counts)]
 
 
-def make_policy(run: Run, method: str):
-    """06: optimise the SFT model against the reward model with `rloo` or `grpo`."""
+def make_policy(run: Run, method: str, iteration: int = 1):
+    """06: optimise the SFT model against the reward model with `rloo` or `grpo`; later, the last policy against the new one."""
     from .rl import train_policy
-    plan = getattr(run.profile, method)
-    start, reward_model = need(run, "sft"), need(run, "reward_model")
-    with run.building(method) as folder:
-        return train_policy(method, start, reward_model, rl_prompts(run), folder, plan, run.seed, run.profile.max_new_tokens)
+    start = need(run, "sft" if iteration == 1 else in_iteration(method, iteration - 1))
+    reward_model, prompts = need(run, in_iteration("reward_model", iteration)), rl_prompts(run, iteration=iteration)
+    with run.building(in_iteration(method, iteration)) as folder:
+        return train_policy(method, start, reward_model, prompts, folder, getattr(run.profile, method), run.seed,
+                            run.profile.max_new_tokens)
 
 
 def make_ppo(run: Run, callbacks=()):
@@ -154,6 +167,8 @@ def make_dpo(run: Run):
         return train_dpo(need(run, "sft"), training, folder, run.profile.dpo, run.profile.dpo_beta, run.seed)
 
 
-MAKERS = {"instructions": make_instructions, "sft": make_sft, "candidates": make_candidates, "labels": make_preferences,
-          "preferences": make_preferences, "reward_model": make_reward_model, "ppo": make_ppo, "dpo": make_dpo,
-          "personal": make_personal}
+ITERATED = {"candidates": make_candidates, "labels": make_preferences, "preferences": make_preferences,
+            "reward_model": make_reward_model, "grpo": partial(make_policy, method="grpo")}
+MAKERS = {"instructions": make_instructions, "sft": make_sft, "rloo": partial(make_policy, method="rloo"), "ppo": make_ppo,
+          "dpo": make_dpo, "personal": make_personal,
+          **{in_iteration(stage, k): partial(maker, iteration=k) for stage, maker in ITERATED.items() for k in range(1, ITERATIONS + 1)}}

@@ -76,7 +76,7 @@ def tiny_run(tmp_path, monkeypatch, tiny):
 def tiny_chat_run(tiny_run):
     """The same with just enough of everything for every stage to be made by its real trainer."""
     from rlhf_helpers.runs import Run
-    profile = replace(tiny_run.profile, instructions=60, comparison_prompts=60, max_new_tokens=24,
+    profile = replace(tiny_run.profile, instructions=60, comparison_prompts=60, later_comparison_prompts=30, max_new_tokens=24,
                       grpo=replace(tiny_run.profile.grpo, steps=2, batch_size=8, generations=4),
                       ppo=replace(tiny_run.profile.ppo, steps=2, batch_size=8))
     return Run(tiny_run.folder, profile, tiny_run.seed)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny import threads
 
 from rlhf_helpers import dpo, rewards, rl, sft, training
-from rlhf_helpers.models import chat, completion_log_probs, load_policy, load_reward_model, load_tokenizer, sample
+from rlhf_helpers.models import NEW_HEAD, chat, completion_log_probs, load_policy, load_reward_model, load_tokenizer, sample
 from rlhf_helpers.profiles import ReinforcementLearning, Training
 
 FEW = Training(learning_rate=1e-3, batch_size=4, steps=2)
@@ -133,6 +133,41 @@ def test_the_reward_model_learns_a_trivial_preference(friendly):
     differences = rewards.score_differences(load_reward_model(folder), load_tokenizer(folder), preferences(20, seed=9))
     assert rewards.accuracy(differences)["estimate"] == 1.0
     assert history.rows[-1]["loss"] < 0.3 < history.rows[0]["loss"]
+
+
+def test_a_refitted_head_changes_its_mind_and_nothing_else(friendly, tmp_path):
+    """Told the opposite of what it learned, it believes that; told the same, or with a prior that nothing moves, it stays."""
+    folder, fresh = friendly[0], preferences(20, seed=9)
+    opposite = [dict(row, chosen=row["rejected"], rejected=row["chosen"]) for row in preferences(60, seed=3)]
+    right = {}
+    for name, rows, precision in (("opposite", opposite, 1.0), ("same", preferences(60, seed=3), 1.0), ("firm", opposite, 1e12)):
+        rewards.refit_head(folder, rows, tmp_path / name, precision)
+        model = load_reward_model(tmp_path / name)
+        right[name] = rewards.accuracy(rewards.score_differences(model, load_tokenizer(tmp_path / name), fresh))["estimate"]
+        for (weight, before), after in zip(load_reward_model(folder).state_dict().items(), model.state_dict().values()):
+            assert weight == NEW_HEAD or torch.equal(before, after), weight
+    assert right == {"opposite": 0.0, "same": 1.0, "firm": 1.0}
+    torch.testing.assert_close(model.score.weight, load_reward_model(folder).score.weight)
+
+
+def test_the_refit_is_where_the_slope_of_likelihood_and_prior_is_zero(friendly, tmp_path):
+    """From the saved model's own rewards and autograd, with the units of the spread taken out again."""
+    folder, rows, precision = friendly[0], preferences(30, seed=4)[:29] + [dict(preferences(30, seed=4)[29], chosen="No.", rejected="friend")], 3.0
+    rewards.refit_head(folder, rows, tmp_path / "refitted", precision)
+    model, tokenizer = load_reward_model(tmp_path / "refitted"), load_tokenizer(folder)
+    states = rewards.last_states(model, tokenizer, {(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")})
+    x = torch.tensor(np.array([states[r["prompt"], r["chosen"]] - states[r["prompt"], r["rejected"]] for r in rows]))
+    np.testing.assert_allclose((x @ model.score.weight[0].double()).detach(), rewards.score_differences(model, tokenizer, rows), atol=1e-4)
+    old = load_reward_model(folder).score.weight[0].detach().double()
+    weights = model.score.weight[0].detach().double().requires_grad_()
+    loss = -torch.nn.functional.logsigmoid(x @ weights).sum() + precision / 2 * (((weights - old) * x.std(0, correction=0)) ** 2).sum()
+    assert torch.autograd.grad(loss, weights)[0].abs().max() < 1e-3
+
+
+def test_no_new_preferences_are_refused(friendly, tmp_path):
+    with pytest.raises(ValueError, match="no rows to train on"):
+        rewards.refit_head(friendly[0], [], tmp_path / "refitted")
+    assert not (tmp_path / "refitted").exists()
 
 
 def test_swapped_pairs_have_the_opposite_difference(friendly):

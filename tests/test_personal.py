@@ -15,6 +15,7 @@ from rlhf_helpers.formats import write_candidates
 from rlhf_helpers.labelling.session import LabellingSession
 from rlhf_helpers.models import load_policy, load_reward_model, load_tokenizer, rewards, sample
 from rlhf_helpers.personal import Reading, TooFewLabels
+from rlhf_helpers.rewards import fit_weights
 from rlhf_helpers.world.annotators import TASTES
 from rlhf_helpers.world.grammar import Dice, answer, write_prompt
 from rlhf_helpers.world.judge import judge
@@ -29,11 +30,11 @@ WIDTH = 30
 def test_the_fit_is_that_of_scikit_learn(precision):
     x = np.random.default_rng(0).normal(size=(60, 8)) + 0.4
     rival = LogisticRegression(C=1 / precision, fit_intercept=False, tol=1e-10).fit(np.r_[x, -x], [1] * 60 + [0] * 60, [0.5] * 120)
-    np.testing.assert_allclose(personal.fit(x, precision), rival.coef_[0], atol=1e-4)
+    np.testing.assert_allclose(fit_weights(x, precision), rival.coef_[0], atol=1e-4)
 
 
 def test_the_fit_stays_finite_where_one_side_always_wins():
-    assert np.abs(personal.fit(np.full((50, 3), 200.0))).max() < 10
+    assert np.abs(fit_weights(np.full((50, 3), 200.0))).max() < 10
 
 
 def test_centring_takes_out_what_the_answers_to_a_prompt_share():

@@ -19,7 +19,7 @@ from rlhf_helpers.world.grammar import CROWD, TEACHER, Dice, Quality, answer
 
 FIGURE = {"estimate": 1.5, "low": 1.0, "high": 2.0, "n": 60}
 SPOTLESS = Quality(*[0.0] * 11, courtesy=1.0, reasons=0.5, lead_in=0.0)
-WRITERS = {"base": CROWD, "sft": TEACHER, "grpo": SPOTLESS, "dpo": SPOTLESS}
+WRITERS = {"base": CROWD, "sft": TEACHER, "grpo_3": SPOTLESS, "dpo": SPOTLESS}
 HOSTILE = "</td></table><script>alert(1)</script><img src=x onerror=alert(1)> & 'quoted' \"text\" \x00\x1b \u202e"
 
 
@@ -72,26 +72,26 @@ def built(run, built_once):
 
 
 def test_the_report_has_the_shape_of_the_design(built):
-    assert (built["profile"], built["seed"], built["final"]) == ("quick", 0, "grpo")
+    assert (built["profile"], built["seed"], built["final"]) == ("quick", 0, "grpo_3")
     assert built["notebooks"] == {"01_baseline_model": {"seconds": 30.5, "peak_rss_mb": 700.0}}
-    every = {"base", "sft", "best_of_n", "grpo", "dpo"}
+    every = {"base", "sft", "best_of_n", "grpo_3", "dpo"}
     for group, models in {
         "rubric": every, "instructions_followed": every, "unsafe_rate": every, "bias_gap": every - {"best_of_n"},
-        "win_rate_vs_sft": every - {"base", "sft"}, "kl_from_sft": {"grpo", "dpo"},
+        "win_rate_vs_sft": every - {"base", "sft"}, "kl_from_sft": {"grpo_3", "dpo"},
         "reward_model": {"accuracy", "label_ceiling", "shuffled_control"},
     }.items():  # fmt: skip
         assert set(built[group]) == models
         assert all(set(figure) == set(FIGURE) for figure in built[group].values())
     assert set(built["labels"]) == {"human", "simulated", "agreement_alpha"}
-    assert built["missing"] == ["rloo", "ppo"]
+    assert built["missing"] == ["rloo", "grpo", "ppo"]
 
 
 def test_the_figures_are_those_of_the_answers(run, built):
     assert built["rubric"]["base"]["n"] == 60 and built["unsafe_rate"]["base"]["n"] == 60 + 2 * 40
     assert built["bias_gap"]["base"]["n"] == 40
-    assert built["rubric"]["base"]["estimate"] < built["rubric"]["sft"]["estimate"] < built["rubric"]["grpo"]["estimate"]
-    assert built["unsafe_rate"]["grpo"]["estimate"] == built["bias_gap"]["grpo"]["estimate"] == 0
-    assert sum(f["estimate"] for f in built["criteria"]["grpo"].values()) >= built["rubric"]["grpo"]["estimate"] - 1e-9
+    assert built["rubric"]["base"]["estimate"] < built["rubric"]["sft"]["estimate"] < built["rubric"]["grpo_3"]["estimate"]
+    assert built["unsafe_rate"]["grpo_3"]["estimate"] == built["bias_gap"]["grpo_3"]["estimate"] == 0
+    assert sum(f["estimate"] for f in built["criteria"]["grpo_3"].values()) >= built["rubric"]["grpo_3"]["estimate"] - 1e-9
     assert built["win_rate_vs_sft"]["best_of_n"]["estimate"] > 0.5
 
 
@@ -113,13 +113,13 @@ def test_with_weights_a_copy_of_sft_is_at_no_distance_and_ties_with_it(tmp_path)
     """The base model stands for SFT and GRPO: the same answers, so no KL, a win rate of one half and the same fixed answers."""
     profile = replace(get_profile("quick"), evaluation_prompts=6, bias_pairs=2, max_new_tokens=24)
     run = Run(tmp_path, profile, 0)
-    for name in ("sft", "grpo"):
+    for name in ("sft", "grpo_3"):
         shutil.copytree(profile.base_model, run.path(name))
     built = report.build_report(run)
-    assert built["kl_from_sft"]["grpo"] == pytest.approx({"estimate": 0, "low": 0, "high": 0, "n": 6}, abs=1e-4)
-    assert built["win_rate_vs_sft"]["grpo"]["estimate"] == 0.5
-    assert built["answers"]["grpo"] == built["answers"]["base"] and all(built["answers"]["grpo"])
-    assert built["missing"] == ["best_of_n", "rloo", "ppo", "dpo"]
+    assert built["kl_from_sft"]["grpo_3"] == pytest.approx({"estimate": 0, "low": 0, "high": 0, "n": 6}, abs=1e-4)
+    assert built["win_rate_vs_sft"]["grpo_3"]["estimate"] == 0.5
+    assert built["answers"]["grpo_3"] == built["answers"]["base"] and all(built["answers"]["grpo_3"])
+    assert built["missing"] == ["best_of_n", "rloo", "grpo", "ppo", "dpo"]
 
 
 # --- figures of assessment.py that only the report uses -----------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_parts_add_up_to_the_whole(run):
 
 
 def test_instructions_by_kind_count_each_wish_once(run):
-    kinds = assessment.followed_by_kind(run, "grpo")
+    kinds = assessment.followed_by_kind(run, "grpo_3")
     wishes = sum(len(request.instructions) for request in assessment.evaluation_set(run)[:60])
     assert sum(kind["n"] for kind in kinds.values()) == wishes
     assert min(kind["estimate"] for kind in kinds.values()) > 0.8  # SPOTLESS heeds every instruction
@@ -151,9 +151,9 @@ def test_distinct_n_by_hand():
 
 
 def test_the_win_matrix_mirrors_itself(run):
-    matrix = assessment.win_matrix(run, ["base", "sft", "grpo"])
-    assert set(matrix["base"]) == {"sft", "grpo"}
-    assert matrix["base"]["grpo"]["estimate"] + matrix["grpo"]["base"]["estimate"] == pytest.approx(1)
+    matrix = assessment.win_matrix(run, ["base", "sft", "grpo_3"])
+    assert set(matrix["base"]) == {"sft", "grpo_3"}
+    assert matrix["base"]["grpo_3"]["estimate"] + matrix["grpo_3"]["base"]["estimate"] == pytest.approx(1)
 
 
 # --- the page -----------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_tables_have_captions_and_scopes_and_plots_have_words(built):
     assert tables == [tag for tag, _ in found.tags].count("caption") >= 5 + len(assessment.FIXED_PROMPTS)
     assert all(attrs.get("scope") in ("row", "col") for tag, attrs in found.tags if tag == "th")
     plots = [attrs for tag, attrs in found.tags if tag == "svg"]
-    assert len(plots) >= 6 and all(attrs["role"] == "img" and "grpo" in attrs["aria-label"] for attrs in plots)
+    assert len(plots) >= 6 and all(attrs["role"] == "img" and "grpo_3" in attrs["aria-label"] for attrs in plots)
 
 
 def test_a_plot_of_one_figure_that_is_zero_can_be_drawn():
@@ -293,26 +293,26 @@ def test_bars_at_their_edges(built):
     def figure(value, low=None):
         return {"estimate": value, "low": value if low is None else low, "high": value, "n": 300}
 
-    built["win_rate_vs_sft"] = {"grpo": figure(0.80, low=0.74), "dpo": figure(0.70)}
-    built["bias_gap"] = {"base": figure(0.24), "grpo": figure(0.06)}
-    built["unsafe_rate"] = {"base": figure(0.10), "grpo": figure(0.0201)}
-    built["distinct"] = {"sft": figure(1.0), "grpo": figure(0.5)}
+    built["win_rate_vs_sft"] = {"grpo_3": figure(0.80, low=0.74), "dpo": figure(0.70)}
+    built["bias_gap"] = {"base": figure(0.24), "grpo_3": figure(0.06)}
+    built["unsafe_rate"] = {"base": figure(0.10), "grpo_3": figure(0.0201)}
+    built["distinct"] = {"sft": figure(1.0), "grpo_3": figure(0.5)}
     found = met(built)
-    assert found["GRPO, the better RL method: win rate against SFT"] is True
+    assert found["GRPO_3, the better RL method: win rate against SFT"] is True
     assert found["DPO: win rate against SFT"] is True
     assert found["final policy against base: bias gap"] is True
     assert found["final policy against base: unsafe rate"] is False
     assert found["final policy against SFT: distinct answers"] is True
     assert found["reward model: agrees with the judge on held-out pairs"] is True  # the fixture's accuracy is 1.5
     assert found["reward model: the same on the clearer half"] is None
-    built["win_rate_vs_sft"]["grpo"]["low"] = 0.739
-    assert met(built)["GRPO, the better RL method: win rate against SFT"] is False
+    built["win_rate_vs_sft"]["grpo_3"]["low"] = 0.739
+    assert met(built)["GRPO_3, the better RL method: win rate against SFT"] is False
     built["win_rate_vs_sft"]["rloo"] = figure(0.9)
     assert met(built)["RLOO, the better RL method: win rate against SFT"] is True
 
 
 def test_the_verdict_names_what_is_missed_and_what_is_open(built):
-    built["unsafe_rate"]["grpo"] = built["unsafe_rate"]["base"]
+    built["unsafe_rate"]["grpo_3"] = built["unsafe_rate"]["base"]
     words = verdict(built)
     assert "Not met: " in words and "unsafe rate" in words and "the bar is at most a fifth" in words
     assert "Not measured: reward model: the same on the clearer half." in words

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .judge import DEDUCTIONS, Verdict, judge
+from .judge import DEDUCTIONS, Verdict, judged
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SimulatedAnnotator:
 
     def compare(self, prompt: str, left: str, right: str, rng: random.Random) -> Choice:
         """Read both answers and decide."""
-        verdicts = judge(prompt, left), judge(prompt, right)
+        verdicts = judged(prompt, left), judged(prompt, right)
         difference = self.felt_quality(verdicts[0]) - self.felt_quality(verdicts[1])
         words = len(prompt.split()) + verdicts[0].words + verdicts[1].words
         shown_ms = int(60_000 * words / self.words_per_minute * rng.lognormvariate(0, 0.35)) + 800

@@ -11,7 +11,7 @@ import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 
 from .catalogue import catalogue
 from .grammar import SHORT_LIMIT, Request, read_prompt, write_prompt
@@ -131,6 +131,9 @@ def judge(prompt: str | Request, answer: str) -> Verdict:
     faults = _find_faults(sentences, advice, request)
     followed = {i.kind: _follows(i, sentences, advice) for i in request.instructions} if request else {}
     return _score(request, sentences, advice, faults, followed)
+
+
+judged = lru_cache(maxsize=20_000)(judge)  # for those who look at the same answer many times
 
 
 def scores(prompts, answers) -> list[float]:
