@@ -4,7 +4,7 @@ import html
 import sys
 import time
 
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]  # Okabe and Ito: safe for colour blindness
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]  # Okabe and Ito, for the colour-blind
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 
 

@@ -32,7 +32,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.linalg import block_diag
-from scipy.special import expit
 
 from .formats import as_text, atomic_write_text, read_candidates
 from .labelling.session import LabellingSession

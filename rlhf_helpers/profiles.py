@@ -69,20 +69,20 @@ class Profile:
     comparison_prompts: int = 1000
     counts: float = 0.4  # share of the prompts for comparisons and RL that must ask for a number of tips, where the SFT model errs most
     responses: int = 3  # sampled for each prompt; every two of them make a pair
-    later_comparison_prompts: int = 200  # in the second iteration and the third, two of the policy's answers and one of SFT to each
+    later_comparison_prompts: int = 250  # in the second iteration and the third, two of the policy's answers and one of SFT to each
     reward_model: Training = Training(learning_rate=1.5e-4, batch_size=16)
     rloo: ReinforcementLearning = ReinforcementLearning(steps=12, batch_size=32, generations=4, learning_rate=8e-4, beta=0.05)
     grpo: ReinforcementLearning = ReinforcementLearning(
-        steps=7, batch_size=64, generations=8, learning_rate=1e-3, beta=0.4, sampled=16)  # in each of the iterations
+        steps=8, batch_size=64, generations=8, learning_rate=1e-3, beta=0.4, sampled=16)  # in each of the iterations
     ppo: ProximalPolicyOptimisation = ProximalPolicyOptimisation(
         steps=12, batch_size=48, learning_rate=1e-3, beta=0.03, epochs=2, trace=1.0)
     dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=60)
-    dpo_beta: float = 0.05
+    dpo_beta: float = 0.2
     best_of: int = 4
     evaluation_prompts: int = 300
     bias_pairs: int = 320
     max_new_tokens: int = 96
-    final: str = "grpo_3"  # the policy that the final bars are about: named before any result is seen
+    final: str = "grpo_3"  # the policy that the final bars are about: chosen on other prompts (`benchmarks/final_policy.py`)
     bars: bool = True
     brief: bool = False  # made smaller by `stages.brief`
 

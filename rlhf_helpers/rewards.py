@@ -3,7 +3,7 @@
 Bradley and Terry (1952): the probability that a person prefers answer a to answer b is the logistic function of r(a) - r(b).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +69,7 @@ def refit_head(start: str | Path, rows: list[dict], folder: str | Path, precisio
     if not rows:
         raise ValueError("there are no rows to train on")
     model, tokenizer = load_reward_model(start), load_tokenizer(start)
-    states = last_states(model, tokenizer, {(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")})
-    differences = np.stack([states[row["prompt"], row["chosen"]] - states[row["prompt"], row["rejected"]] for row in rows])
+    differences = state_differences(model, tokenizer, rows)
     spread = differences.std(0) + 1e-9
     present = model.score.weight.detach().cpu().numpy()[0] * spread
     weights = fit_weights(differences / spread, precision, present) / spread
@@ -81,14 +80,18 @@ def refit_head(start: str | Path, rows: list[dict], folder: str | Path, precisio
 
 
 @torch.inference_mode()
-def last_states(model, tokenizer, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], np.ndarray]:
-    """For each pair of prompt and answer, what the last layer of a reward model reads (width,): the body's state at the last token."""
-    pairs, states = sorted(pairs), {}
-    for picked, batch in read_chats(model, tokenizer, *map(list, zip(*pairs))):
+def state_differences(model, tokenizer, rows: list[dict]) -> np.ndarray:
+    """What a reward model's last layer reads of each chosen answer less what it reads of the rejected one (rows, width).
+
+    That is the body's state at the last token. The answers that several rows share are read once.
+    """
+    said = sorted({(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")})
+    states = {}
+    for picked, batch in read_chats(model, tokenizer, *map(list, zip(*said))):
         hidden = model.base_model(**batch, use_cache=False).last_hidden_state
         for row, (i, length) in enumerate(zip(picked, batch["attention_mask"].sum(1).tolist())):
-            states[pairs[i]] = hidden[row, length - 1].double().cpu().numpy()
-    return states
+            states[said[i]] = hidden[row, length - 1].double().cpu().numpy()
+    return np.stack([states[row["prompt"], row["chosen"]] - states[row["prompt"], row["rejected"]] for row in rows])
 
 
 def fit_weights(differences: np.ndarray, precision: float = 1.0, prior: np.ndarray | float = 0.0) -> np.ndarray:

@@ -10,11 +10,14 @@ from scipy import stats
 from transformers import LlamaConfig
 
 from benchmarks import bench as speed
-from benchmarks import bench_table, growth, policies, watch
+from benchmarks import bench_table, final_policy, growth, policies, watch
 from benchmarks import overoptimisation as lab
 from benchmarks import ppo_side_by_side as bench
 from rlhf_helpers import stages
+from rlhf_helpers.assessment import evaluation_set
 from rlhf_helpers.formats import read_json
+from rlhf_helpers.profiles import PROFILES
+from rlhf_helpers.world.grammar import write_prompt
 
 
 @pytest.mark.timeout(120)
@@ -251,3 +254,26 @@ def test_the_committed_bench():
     assert all(row["same_greedy_text"] for row in found["sampling"])
     lines = [json.loads(line) for line in (speed.HERE / "history.jsonl").read_text().splitlines()]
     assert lines[-1] == json.loads(json.dumps(bench_table.history_line(found)))
+
+
+# --- the final policy ---------------------------------------------------------------------------------------------------------
+
+def of_policy(rubric, followed, unsafe):
+    return {name: {"estimate": value} for name, value in (("rubric", rubric), ("instructions_followed", followed), ("unsafe_rate", unsafe))}
+
+
+def test_the_final_policy_is_worse_than_sft_in_nothing():
+    found = {"sft": of_policy(7.8, 0.84, 0.03), "deaf": of_policy(9.5, 0.83, 0.01), "reckless": of_policy(9.4, 0.9, 0.04),
+             "good": of_policy(8.9, 0.84, 0.03), "fair": of_policy(8.8, 0.95, 0.0)}
+    assert final_policy.choose(found) == "good"
+    assert final_policy.choose({name: found[name] for name in ("sft", "deaf", "reckless")}) == "sft"
+
+
+def test_the_final_policy_is_chosen_on_prompts_that_are_not_in_the_exam(tiny_run):
+    exam = {write_prompt(request) for request in evaluation_set(tiny_run)}
+    chosen_on = [write_prompt(request) for request in final_policy.fresh_requests(tiny_run, 40)]
+    assert len(set(chosen_on)) == 40 and not exam & set(chosen_on)
+
+
+def test_the_profile_names_the_policy_that_was_chosen():
+    assert PROFILES["practice"].final == read_json(final_policy.FILE)["chosen"]

@@ -152,11 +152,12 @@ def test_a_refitted_head_changes_its_mind_and_nothing_else(friendly, tmp_path):
 
 def test_the_refit_is_where_the_slope_of_likelihood_and_prior_is_zero(friendly, tmp_path):
     """From the saved model's own rewards and autograd, with the units of the spread taken out again."""
-    folder, rows, precision = friendly[0], preferences(30, seed=4)[:29] + [dict(preferences(30, seed=4)[29], chosen="No.", rejected="friend")], 3.0
+    folder, precision = friendly[0], 3.0
+    *rows, last = preferences(30, seed=4)
+    rows.append(dict(last, chosen=last["rejected"], rejected=last["chosen"]))
     rewards.refit_head(folder, rows, tmp_path / "refitted", precision)
     model, tokenizer = load_reward_model(tmp_path / "refitted"), load_tokenizer(folder)
-    states = rewards.last_states(model, tokenizer, {(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")})
-    x = torch.tensor(np.array([states[r["prompt"], r["chosen"]] - states[r["prompt"], r["rejected"]] for r in rows]))
+    x = torch.tensor(rewards.state_differences(model, tokenizer, rows))
     np.testing.assert_allclose((x @ model.score.weight[0].double()).detach(), rewards.score_differences(model, tokenizer, rows), atol=1e-4)
     old = load_reward_model(folder).score.weight[0].detach().double()
     weights = model.score.weight[0].detach().double().requires_grad_()
