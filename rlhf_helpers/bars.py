@@ -1,7 +1,7 @@
 """The bars that the series sets itself, and whether the figures of a report meet them.
 
-The final policy is `Profile.final`, named before any result is seen: to pick the better of several policies by the very test
-that is reported would flatter it.
+The final policy is `Profile.final`, chosen on other prompts (`benchmarks/final_policy.py`): to pick the best of several policies by the
+very test that is reported would flatter it.
 """
 
 from .statistics import show
