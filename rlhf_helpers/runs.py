@@ -3,7 +3,6 @@
 Nothing half-written is ever taken for whole: an artifact is made under another name and renamed when it is done.
 """
 
-import gc
 import hashlib
 import os
 import platform
@@ -93,7 +92,6 @@ class Run:
         if not aside.exists():
             raise FileNotFoundError(f"{stage}: nothing was written to {aside}")
         take_place(aside, path)
-        gc.collect()  # trainers hold on to themselves; what made this is needed no more
         for name in (stage, "best_of_n") if stage in ("sft", "reward_model") else (stage,):
             self.answers_path(name).unlink(missing_ok=True)  # they were the old model's
 
