@@ -8,8 +8,6 @@ arXiv:2212.10560): length, unfinished sentences, banned words, near duplicates b
 import re
 from collections import Counter, defaultdict
 
-from rouge_score import rouge_scorer
-
 from .world.grammar import TEACHER, Dice, answer, write_prompt
 from .world.splits import training_requests
 
@@ -39,6 +37,7 @@ def objection(row: dict) -> str | None:
 
 def filter_rows(rows: list[dict]) -> tuple[list[dict], Counter]:
     """Keep the rows without objection, and of near duplicates on one topic the first. Returns them and the counts of the dropped."""
+    from rouge_score import rouge_scorer  # here, as it loads nltk, which would cost every notebook a second
     kept, dropped, by_topic = [], Counter(), defaultdict(list)
     scorer = rouge_scorer.RougeScorer(["rougeL"])
     for row in rows:

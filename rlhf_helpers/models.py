@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SAFE = dict(trust_remote_code=False, use_safetensors=True)
+CLUES = ("likelihood", "repetition")  # of an answer: what a reward model may weigh beside the state at its last token
 NEW_HEAD = "score.weight"  # what a policy lacks to be a reward model
 ADVICE = "Run the notebook that makes it again, or give another folder or Hub name."
 logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # its report of missing weights; `_load_model` reads it
@@ -199,10 +200,49 @@ def read_chats(model, tokenizer, prompts: list[str], completions: list[str], bat
 
 
 @torch.inference_mode()
-def rewards(model, tokenizer, prompts: list[str], completions: list[str]) -> list[float]:
-    """The reward model's score of each prompt with its completion, in the same chat form that it was trained on."""
-    found = [0.0] * len(prompts)
+def read_features(model, tokenizer, prompts: list[str], completions: list[str], clues: bool = True) -> torch.Tensor:
+    """What the last layer of a reward model weighs of each chat: the body's state at the last token, then the `CLUES` if asked for.
+
+    Returns:
+        (chats, width) or (chats, width + 2). The likelihood is what the body itself, with its embeddings as output layer, gives the
+        answer: the mean log-probability of its tokens in nats.
+    """
+    found, words = [torch.empty(0)] * len(prompts), model.get_input_embeddings().weight
     for picked, batch in read_chats(model, tokenizer, prompts, completions):
-        for i, score in zip(picked, model(**batch, use_cache=False).logits.squeeze(-1).tolist()):
-            found[i] = score
-    return found
+        hidden = model.base_model(**batch, use_cache=False).last_hidden_state
+        for row, (i, length) in enumerate(zip(picked, batch["attention_mask"].sum(1).tolist())):
+            found[i] = hidden[row, length - 1]
+            if clues:
+                said = slice(len(prompt_tokens(tokenizer, prompts[i])), length)
+                log_probs = torch.log_softmax(hidden[row, said.start - 1:length - 1] @ words.T, -1)
+                likelihood = log_probs.gather(1, batch["input_ids"][row, said, None]).mean()
+                found[i] = torch.cat([found[i], torch.stack([likelihood, likelihood.new_tensor(repetition(completions[i]))])])
+    return torch.stack(found)
+
+
+def repetition(text: str) -> float:
+    """The share of a text's runs of three words that came before in it (rep-n of Welleck et al., 2020, arXiv:1908.04319, with n = 3)."""
+    words = text.lower().split()
+    runs = list(zip(words, words[1:], words[2:]))
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def clue_weights(model) -> list[float]:
+    """The weights of the `CLUES` in a reward model's last layer; none if it does not read them."""
+    weights = getattr(model.config, "clue_weights", None) or {}
+    return [weights[name] for name in CLUES if weights]
+
+
+@torch.inference_mode()
+def rewards(model, tokenizer, prompts: list[str], completions: list[str]) -> list[float]:
+    """The reward model's score of each prompt with its completion, in the same chat form that it was trained on.
+
+    To what its head makes of the last state a model with `clue_weights` in its config adds its `CLUES` times these.
+    """
+    if not prompts:
+        return []
+    weights = clue_weights(model)
+    features = read_features(model, tokenizer, prompts, completions, clues=bool(weights))
+    states, clues = features.tensor_split([features.shape[1] - len(weights)], dim=1)
+    scores = model.score(states).squeeze(-1)
+    return (scores + clues @ clues.new_tensor(weights) if weights else scores).tolist()

@@ -69,9 +69,9 @@ class Profile:
     comparison_prompts: int = 1000
     counts: float = 0.4  # share of the prompts for comparisons and RL that must ask for a number of tips, where the SFT model errs most
     responses: int = 3  # sampled for each prompt; every two of them make a pair
-    later_comparison_prompts: int = 250  # in the second iteration and the third, two of the policy's answers and one of SFT to each
+    later_comparison_prompts: int = 200  # in the second iteration and the third, two of the policy's answers and one of SFT to each
     reward_model: Training = Training(learning_rate=1.5e-4, batch_size=16)
-    rloo: ReinforcementLearning = ReinforcementLearning(steps=12, batch_size=32, generations=4, learning_rate=8e-4, beta=0.05)
+    rloo: ReinforcementLearning = ReinforcementLearning(steps=10, batch_size=32, generations=4, learning_rate=8e-4, beta=0.05)
     grpo: ReinforcementLearning = ReinforcementLearning(
         steps=8, batch_size=64, generations=8, learning_rate=1e-3, beta=0.4, sampled=16)  # in each of the iterations
     ppo: ProximalPolicyOptimisation = ProximalPolicyOptimisation(

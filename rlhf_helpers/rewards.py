@@ -13,7 +13,7 @@ from scipy.special import expit, gammaln
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
-from .models import NEW_HEAD, chat, load_reward_model, load_tokenizer, read_chats, rewards
+from .models import CLUES, NEW_HEAD, chat, clue_weights, load_reward_model, load_tokenizer, read_features, rewards
 from .profiles import Training
 from .statistics import RESAMPLES, estimate_of, share
 from .training import History, length_grouped, run_trainer, trainer_settings
@@ -59,39 +59,62 @@ def train_reward_model(start: str | Path, rows: list[dict], folder: str | Path, 
     return run_trainer(trainer, History(title), folder)
 
 
+def fit_clues(folder: str | Path, rows: list[dict]) -> dict[str, float]:
+    """Let the reward model in `folder` weigh two clues that its last state lacks: how likely the answer was, and how much of it repeats.
+
+    The weights of the `CLUES`, beside the reward with its own, are fitted to the preferences (Bradley and Terry again, with three weights).
+    Divided by that of the reward they are returned, and saved as `clue_weights` in the model's config.json, where `rewards` finds them.
+    A model whose output layer was not its embedding has lost it and cannot tell how likely a text is: it is left as it is.
+    """
+    model, tokenizer = load_reward_model(folder), load_tokenizer(folder)
+    if not model.config.tie_word_embeddings:
+        print("the clues are left out: this reward model has no output layer any more to tell how likely an answer is")
+        return {}
+    differences, head = feature_differences(model, tokenizer, rows, clues=True), model.score.weight[0].tolist()
+    differences = np.column_stack([differences[:, :len(head)] @ head, differences[:, len(head):]])
+    spread = differences.std(0) + 1e-9
+    of_reward, *clues = fit_weights(differences / spread) / spread
+    model.config.clue_weights = dict(zip(CLUES, (float(weight / of_reward) for weight in clues)))
+    model.config.save_pretrained(str(folder))
+    return model.config.clue_weights
+
+
 def refit_head(start: str | Path, rows: list[dict], folder: str | Path, precision: float = PRECISION) -> None:
     """Bring the reward model in `start` up to date with new preferences: fit its last layer to them and save the model in `folder`.
 
-    The body stays as it is, so this is a logistic regression on its last states, solved in a second. The present weights are the mean
-    of a Gaussian prior, in which the old preferences live on; `precision` says how firm it is, with each state in units of its spread
-    over the differences of the new pairs.
+    The body stays as it is, so this is a logistic regression on what the last layer reads, solved in a second. The present weights are the
+    mean of a Gaussian prior, in which the old preferences live on; `precision` says how firm it is, with each input in units of its
+    spread over the differences of the new pairs.
     """
-    if not rows:
-        raise ValueError("there are no rows to train on")
     model, tokenizer = load_reward_model(start), load_tokenizer(start)
-    differences = state_differences(model, tokenizer, rows)
+    differences, present = feature_differences(model, tokenizer, rows), last_layer(model)
     spread = differences.std(0) + 1e-9
-    present = model.score.weight.detach().cpu().numpy()[0] * spread
-    weights = fit_weights(differences / spread, precision, present) / spread
+    weights = fit_weights(differences / spread, precision, present * spread) / spread
+    head, clues = np.split(weights, [model.score.weight.shape[1]])
     with torch.no_grad():
-        model.score.weight.copy_(torch.from_numpy(weights)[None])
+        model.score.weight.copy_(torch.from_numpy(head)[None])
+    if clues.size:
+        model.config.clue_weights = dict(zip(CLUES, clues.tolist()))
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
 
 
-@torch.inference_mode()
-def state_differences(model, tokenizer, rows: list[dict]) -> np.ndarray:
-    """What a reward model's last layer reads of each chosen answer less what it reads of the rejected one (rows, width).
+def last_layer(model) -> np.ndarray:
+    """The weights of a reward model's last layer: of the state at the last token (width), then of the `CLUES` if it reads them (2)."""
+    return np.array([*model.score.weight[0].tolist(), *clue_weights(model)])
 
-    That is the body's state at the last token. The answers that several rows share are read once.
+
+def feature_differences(model, tokenizer, rows: list[dict], clues: bool | None = None) -> np.ndarray:
+    """What a reward model's last layer reads of each chosen answer less what it reads of the rejected one (rows, features).
+
+    `clues` says whether they are among the features; None: if the model weighs them. The answers that several rows share are read once.
     """
+    if not rows:
+        raise ValueError("there are no rows to train on")
     said = sorted({(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")})
-    states = {}
-    for picked, batch in read_chats(model, tokenizer, *map(list, zip(*said))):
-        hidden = model.base_model(**batch, use_cache=False).last_hidden_state
-        for row, (i, length) in enumerate(zip(picked, batch["attention_mask"].sum(1).tolist())):
-            states[said[i]] = hidden[row, length - 1].double().cpu().numpy()
-    return np.stack([states[row["prompt"], row["chosen"]] - states[row["prompt"], row["rejected"]] for row in rows])
+    clues = bool(clue_weights(model)) if clues is None else clues
+    features = dict(zip(said, read_features(model, tokenizer, *map(list, zip(*said)), clues).double().cpu().numpy()))
+    return np.stack([features[row["prompt"], row["chosen"]] - features[row["prompt"], row["rejected"]] for row in rows])
 
 
 def fit_weights(differences: np.ndarray, precision: float = 1.0, prior: np.ndarray | float = 0.0) -> np.ndarray:

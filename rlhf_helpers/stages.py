@@ -111,15 +111,17 @@ def preference_rows(run: Run, iteration: int = 1) -> list[dict]:
 
 
 def make_reward_model(run: Run, iteration: int = 1):
-    """05: train the reward model from the SFT model on the training part of the preferences. Later: refit its head to all new ones."""
-    from .rewards import refit_head, train_reward_model
+    """05: train the reward model from SFT on the training part of the preferences. Later: refit its last layer to all new ones."""
+    from .rewards import fit_clues, refit_head, train_reward_model
     if iteration > 1:
         first, rows = need(run, "reward_model"), [row for k in range(2, iteration + 1) for row in preference_rows(run, k)]
         with run.building(in_iteration("reward_model", iteration)) as folder:
             return refit_head(first, rows, folder)
     training, _ = preferences(run)
     with run.building("reward_model") as folder:
-        return train_reward_model(need(run, "sft"), training, folder, run.profile.reward_model, run.seed)
+        history = train_reward_model(need(run, "sft"), training, folder, run.profile.reward_model, run.seed)
+        fit_clues(folder, training[::3])  # plenty for three weights
+        return history
 
 
 def rl_prompts(run: Run, number: int = 1000, iteration: int = 1) -> list[str]:

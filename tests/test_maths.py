@@ -157,7 +157,7 @@ def test_the_refit_is_where_the_slope_of_likelihood_and_prior_is_zero(friendly, 
     rows.append(dict(last, chosen=last["rejected"], rejected=last["chosen"]))
     rewards.refit_head(folder, rows, tmp_path / "refitted", precision)
     model, tokenizer = load_reward_model(tmp_path / "refitted"), load_tokenizer(folder)
-    x = torch.tensor(rewards.state_differences(model, tokenizer, rows))
+    x = torch.tensor(rewards.feature_differences(model, tokenizer, rows))
     np.testing.assert_allclose((x @ model.score.weight[0].double()).detach(), rewards.score_differences(model, tokenizer, rows), atol=1e-4)
     old = load_reward_model(folder).score.weight[0].detach().double()
     weights = model.score.weight[0].detach().double().requires_grad_()
