@@ -62,19 +62,18 @@ def train_reward_model(start: str | Path, rows: list[dict], folder: str | Path, 
 def fit_clues(folder: str | Path, rows: list[dict]) -> dict[str, float]:
     """Let the reward model in `folder` weigh two clues that its last state lacks: how likely the answer was, and how much of it repeats.
 
-    The weights of the `CLUES`, beside the reward with its own, are fitted to the preferences (Bradley and Terry again, with three weights).
-    Divided by that of the reward they are returned, and saved as `clue_weights` in the model's config.json, where `rewards` finds them.
-    A model whose output layer was not its embedding has lost it and cannot tell how likely a text is: it is left as it is.
+    The weights of the `CLUES` are fitted to the preferences (Bradley and Terry again, the present reward being given), returned, and saved
+    as `clue_weights` in the model's config.json, where `rewards` finds them. A model whose output layer was not its embedding has lost it and
+    cannot tell how likely a text is: it is left as it is.
     """
     model, tokenizer = load_reward_model(folder), load_tokenizer(folder)
     if not model.config.tie_word_embeddings:
         print("the clues are left out: this reward model has no output layer any more to tell how likely an answer is")
         return {}
-    differences, head = feature_differences(model, tokenizer, rows, clues=True), model.score.weight[0].tolist()
-    differences = np.column_stack([differences[:, :len(head)] @ head, differences[:, len(head):]])
-    spread = differences.std(0) + 1e-9
-    of_reward, *clues = fit_weights(differences / spread) / spread
-    model.config.clue_weights = dict(zip(CLUES, (float(weight / of_reward) for weight in clues)))
+    states, clues = np.split(feature_differences(model, tokenizer, rows, clues=True), [model.score.weight.shape[1]], axis=1)
+    spread = clues.std(0) + 1e-9
+    weights = fit_weights(clues / spread, given=states @ model.score.weight[0].tolist()) / spread
+    model.config.clue_weights = dict(zip(CLUES, weights.tolist()))
     model.config.save_pretrained(str(folder))
     return model.config.clue_weights
 
@@ -117,14 +116,15 @@ def feature_differences(model, tokenizer, rows: list[dict], clues: bool | None =
     return np.stack([features[row["prompt"], row["chosen"]] - features[row["prompt"], row["rejected"]] for row in rows])
 
 
-def fit_weights(differences: np.ndarray, precision: float = 1.0, prior: np.ndarray | float = 0.0) -> np.ndarray:
-    """Weights w that maximise sum log sigma(x . w) - precision |w - prior|^2 / 2, x (pairs, features) being chosen less rejected.
+def fit_weights(differences: np.ndarray, precision: float = 1.0, prior: np.ndarray | float = 0.0,
+                given: np.ndarray | float = 0.0) -> np.ndarray:
+    """Weights w that maximise sum log sigma(x . w + given) - precision |w - prior|^2 / 2, x (pairs, features) being chosen less rejected.
 
     Bradley and Terry (1952) with a Gaussian prior, by Newton's method; the problem is convex and small.
     """
     weights = np.zeros(differences.shape[1]) + prior
     for _ in range(50):
-        doubt = expit(-differences @ weights)
+        doubt = expit(-(differences @ weights + given))
         gradient = differences.T @ doubt - precision * (weights - prior)
         curvature = (differences * (doubt * (1 - doubt))[:, None]).T @ differences + precision * np.eye(len(weights))
         step = np.linalg.solve(curvature, gradient)

@@ -120,7 +120,7 @@ def make_reward_model(run: Run, iteration: int = 1):
     training, _ = preferences(run)
     with run.building("reward_model") as folder:
         history = train_reward_model(need(run, "sft"), training, folder, run.profile.reward_model, run.seed)
-        fit_clues(folder, training[::3])  # plenty for three weights
+        fit_clues(folder, training[::3])  # plenty for two weights
         return history
 
 
