@@ -1,8 +1,11 @@
 """The formulas of the series: each against a second derivation, and each trainer against what its first step has to show."""
 
+import json
 import math
+import shutil
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,18 @@ from hypothesis import strategies as st
 from tiny import threads
 
 from rlhf_helpers import dpo, rewards, rl, sft, training
-from rlhf_helpers.models import NEW_HEAD, chat, completion_log_probs, load_policy, load_reward_model, load_tokenizer, sample
+from rlhf_helpers.models import (
+    NEW_HEAD,
+    chat,
+    clue_weights,
+    completion_log_probs,
+    load_policy,
+    load_reward_model,
+    load_tokenizer,
+    read_features,
+    repetition,
+    sample,
+)
 from rlhf_helpers.profiles import ReinforcementLearning, Training
 
 FEW = Training(learning_rate=1e-3, batch_size=4, steps=2)
@@ -169,6 +183,60 @@ def test_no_new_preferences_are_refused(friendly, tmp_path):
     with pytest.raises(ValueError, match="no rows to train on"):
         rewards.refit_head(friendly[0], [], tmp_path / "refitted")
     assert not (tmp_path / "refitted").exists()
+
+
+@pytest.mark.parametrize("text, share", [("", 0.0), ("one two", 0.0), ("a b c", 0.0), ("a b c a b c", 1 / 4), ("Go out. go OUT. go out.", 1 / 2),
+                                         ("no no no no no", 2 / 3)])
+def test_repetition_is_the_share_of_runs_of_three_words_that_came_before(text, share):
+    assert repetition(text) == pytest.approx(share)
+
+
+def test_the_likelihood_clue_is_what_the_language_model_says(tiny):
+    """A reward model whose body nobody has trained: its clue is the mean of the policy's own log-probabilities, end token included."""
+    prompts, answers = map(list, zip(*threads(5, seed=2)))
+    features = read_features(load_reward_model(tiny), load_tokenizer(tiny), prompts, answers)
+    wanted = completion_log_probs(load_policy(tiny), load_tokenizer(tiny), prompts, answers)
+    torch.testing.assert_close(features[:, -2], torch.stack([row.mean() for row in wanted]), atol=1e-4, rtol=1e-4)
+    assert features[:, -1].tolist() == pytest.approx([repetition(answer) for answer in answers])
+
+
+def test_clues_are_worth_what_the_labels_say(friendly, tmp_path):
+    """From labels that only dislike repetition: its weight is negative, `rewards` adds it, and the slope of the likelihood is zero there."""
+    folder = tmp_path / "clues"
+    shutil.copytree(friendly[0], folder)
+    once, twice = "You do it with a friend today.", "You do it with a friend today. You do it with a friend today."
+    rows = [{"prompt": prompt, "chosen": once, "rejected": twice} for prompt, _ in threads(12, seed=1)]
+    rows[-1] = dict(rows[-1], chosen=twice, rejected=once)
+    found = rewards.fit_clues(folder, rows)
+    model, plain, tokenizer = load_reward_model(folder), load_reward_model(friendly[0]), load_tokenizer(folder)
+    assert model.config.clue_weights == found and found["repetition"] < 0 and not clue_weights(plain)
+    asked, said = [row["prompt"] for row in rows] * 2, [row["chosen"] for row in rows] + [row["rejected"] for row in rows]
+    clues = read_features(model, tokenizer, asked, said)[:, -2:].double()
+    weights = torch.tensor(clue_weights(model), dtype=torch.float64, requires_grad=True)
+    given = torch.tensor(rewards.rewards(plain, tokenizer, asked, said), dtype=torch.float64)
+    total = given + clues @ weights
+    np.testing.assert_allclose(total.detach(), rewards.rewards(model, tokenizer, asked, said), atol=1e-4)
+    spread = (clues[:12] - clues[12:]).std(0, correction=0)
+    loss = -torch.nn.functional.logsigmoid(total[:12] - total[12:]).sum() + ((weights * spread) ** 2).sum() / 2
+    assert torch.autograd.grad(loss, weights)[0].abs().max() < 1e-3
+    np.testing.assert_allclose(rewards.feature_differences(model, tokenizer, rows) @ rewards.last_layer(model),
+                               rewards.score_differences(model, tokenizer, rows), atol=1e-4)
+
+
+def test_a_refit_moves_the_clues_too_and_keeps_the_form(friendly, tmp_path):
+    rewards.fit_clues(shutil.copytree(friendly[0], tmp_path / "clues"), preferences(12))
+    rewards.refit_head(tmp_path / "clues", preferences(60, seed=3), tmp_path / "refitted", 1.0)
+    before, after = (load_reward_model(tmp_path / name) for name in ("clues", "refitted"))
+    assert len(clue_weights(before)) == len(clue_weights(after)) == 2 and clue_weights(before) != clue_weights(after)
+    assert len(rewards.last_layer(after)) == len(rewards.last_layer(load_reward_model(friendly[0]))) + 2
+
+
+def test_a_model_without_its_output_layer_has_no_clues(friendly, tmp_path, capsys):
+    folder = Path(shutil.copytree(friendly[0], tmp_path / "untied"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    assert rewards.fit_clues(folder, preferences(4)) == {}
+    assert "no output layer" in capsys.readouterr().out and not clue_weights(load_reward_model(folder))
 
 
 def test_swapped_pairs_have_the_opposite_difference(friendly):
