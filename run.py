@@ -195,6 +195,7 @@ def environment(offline=False, threads=1):
     settings = dict(os.environ)
     settings.pop("MPLBACKEND", None)
     settings.setdefault("OMP_NUM_THREADS", str(threads))
+    settings.setdefault("MALLOC_ARENA_MAX", "1")  # else glibc keeps a pool of freed memory for each thread
     settings.setdefault("RLHF_RUNS", str(RUNS))
     settings.update(
         PYTHONPATH=str(ROOT),

@@ -63,8 +63,8 @@ def fit_clues(folder: str | Path, rows: list[dict]) -> dict[str, float]:
     """Let the reward model in `folder` weigh two clues that its last state lacks: how likely the answer was, and how much of it repeats.
 
     The weights of the `CLUES` are fitted to the preferences (Bradley and Terry again, the present reward being given), returned, and saved
-    as `clue_weights` in the model's config.json, where `rewards` finds them. A model whose output layer was not its embedding has lost it and
-    cannot tell how likely a text is: it is left as it is.
+    as `clue_weights` in the model's config.json, where `rewards` finds them. A model whose output layer was not its embedding has lost
+    it and cannot tell how likely a text is: it is left as it is.
     """
     model, tokenizer = load_reward_model(folder), load_tokenizer(folder)
     if not model.config.tie_word_embeddings:
@@ -138,12 +138,6 @@ def reward_of(folder: str | Path) -> Reward:
     """The reward model in a folder as a function of prompts and completions."""
     model, tokenizer = load_reward_model(folder), load_tokenizer(folder)
     return lambda prompts, completions: rewards(model, tokenizer, prompts, completions)
-
-
-def shuffled(rows: list[dict], seed: int = 0) -> list[dict]:
-    """The control: the same pairs with the label of each drawn by a coin."""
-    flip = np.random.default_rng(seed).random(len(rows)) < 0.5
-    return [dict(row, chosen=row["rejected"], rejected=row["chosen"]) if f else row for row, f in zip(rows, flip)]
 
 
 def score_differences(model, tokenizer, rows: list[dict]) -> np.ndarray:

@@ -185,8 +185,8 @@ def test_no_new_preferences_are_refused(friendly, tmp_path):
     assert not (tmp_path / "refitted").exists()
 
 
-@pytest.mark.parametrize("text, share", [("", 0.0), ("one two", 0.0), ("a b c", 0.0), ("a b c a b c", 1 / 4), ("Go out. go OUT. go out.", 1 / 2),
-                                         ("no no no no no", 2 / 3)])
+@pytest.mark.parametrize("text, share", [
+    ("", 0.0), ("one two", 0.0), ("a b c", 0.0), ("a b c a b c", 1 / 4), ("Go out. go OUT. go out.", 1 / 2), ("no no no no no", 2 / 3)])
 def test_repetition_is_the_share_of_runs_of_three_words_that_came_before(text, share):
     assert repetition(text) == pytest.approx(share)
 
@@ -201,7 +201,7 @@ def test_the_likelihood_clue_is_what_the_language_model_says(tiny):
 
 
 def test_clues_are_worth_what_the_labels_say(friendly, tmp_path):
-    """From labels that only dislike repetition: its weight is negative, `rewards` adds it, and the slope of the likelihood is zero there."""
+    """From labels that only dislike repetition: its weight is negative, `rewards` adds it, and the slope is zero there."""
     folder = tmp_path / "clues"
     shutil.copytree(friendly[0], folder)
     once, twice = "You do it with a friend today.", "You do it with a friend today. You do it with a friend today."
@@ -249,22 +249,6 @@ def test_swapped_pairs_have_the_opposite_difference(friendly):
 
 def test_a_tie_is_no_hit():
     assert rewards.accuracy([1.0, 0.0, -1.0, 2.0])["estimate"] == 0.5
-
-
-@given(seed=st.integers(0, 1000), number=st.integers(0, 40))
-def test_shuffled_keeps_the_pairs(seed, number):
-    rows = [{"prompt": f"p{k}", "chosen": f"a{k}", "rejected": f"b{k}", "annotator": "me"} for k in range(number)]
-    mixed = rewards.shuffled(rows, seed)
-    assert mixed == rewards.shuffled(rows, seed)
-    for row, other in zip(rows, mixed, strict=True):
-        assert other.keys() == row.keys() and other["prompt"] == row["prompt"]
-        assert {other["chosen"], other["rejected"]} == {row["chosen"], row["rejected"]}
-    assert rows == [{"prompt": f"p{k}", "chosen": f"a{k}", "rejected": f"b{k}", "annotator": "me"} for k in range(number)]
-
-
-def test_shuffled_swaps_half():
-    rows = [{"prompt": "", "chosen": "a", "rejected": "b"}] * 2000
-    assert 0.45 < np.mean([row["chosen"] == "a" for row in rewards.shuffled(rows)]) < 0.55
 
 
 # --- reinforcement learning ---------------------------------------------------------------------------------------------------

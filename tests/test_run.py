@@ -261,8 +261,9 @@ def test_children_get_a_quiet_environment(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
     settings = run.environment()
-    assert settings["OMP_NUM_THREADS"] == "1" and settings["PYTHONPATH"] == str(run.ROOT)
+    assert settings["OMP_NUM_THREADS"] == settings["MALLOC_ARENA_MAX"] == "1" and settings["PYTHONPATH"] == str(run.ROOT)
     assert "MPLBACKEND" not in settings and "HF_HUB_OFFLINE" not in settings
     assert run.environment(threads=2)["OMP_NUM_THREADS"] == "2"
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
