@@ -140,6 +140,12 @@ def reward_of(folder: str | Path) -> Reward:
     return lambda prompts, completions: rewards(model, tokenizer, prompts, completions)
 
 
+def shuffled(rows: list[dict], seed: int = 0) -> list[dict]:
+    """The control: the same pairs with the label of each drawn by a coin."""
+    flip = np.random.default_rng(seed).random(len(rows)) < 0.5
+    return [dict(row, chosen=row["rejected"], rejected=row["chosen"]) if f else row for row, f in zip(rows, flip)]
+
+
 def score_differences(model, tokenizer, rows: list[dict]) -> np.ndarray:
     """r(chosen) - r(rejected) of each row."""
     prompts = [row["prompt"] for row in rows]

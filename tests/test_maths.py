@@ -251,6 +251,22 @@ def test_a_tie_is_no_hit():
     assert rewards.accuracy([1.0, 0.0, -1.0, 2.0])["estimate"] == 0.5
 
 
+@given(seed=st.integers(0, 1000), number=st.integers(0, 40))
+def test_shuffled_keeps_the_pairs(seed, number):
+    rows = [{"prompt": f"p{k}", "chosen": f"a{k}", "rejected": f"b{k}", "annotator": "me"} for k in range(number)]
+    mixed = rewards.shuffled(rows, seed)
+    assert mixed == rewards.shuffled(rows, seed)
+    for row, other in zip(rows, mixed, strict=True):
+        assert other.keys() == row.keys() and other["prompt"] == row["prompt"]
+        assert {other["chosen"], other["rejected"]} == {row["chosen"], row["rejected"]}
+    assert rows == [{"prompt": f"p{k}", "chosen": f"a{k}", "rejected": f"b{k}", "annotator": "me"} for k in range(number)]
+
+
+def test_shuffled_swaps_half():
+    rows = [{"prompt": "", "chosen": "a", "rejected": "b"}] * 2000
+    assert 0.45 < np.mean([row["chosen"] == "a" for row in rewards.shuffled(rows)]) < 0.55
+
+
 # --- reinforcement learning ---------------------------------------------------------------------------------------------------
 
 distributions = st.lists(st.floats(-8, 8), min_size=5, max_size=5)
