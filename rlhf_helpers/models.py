@@ -200,13 +200,16 @@ def read_chats(model, tokenizer, prompts: list[str], completions: list[str], bat
 
 
 @torch.inference_mode()
-def read_features(model, tokenizer, prompts: list[str], completions: list[str], clues: bool = True) -> torch.Tensor:
-    """What the last layer of a reward model weighs of each chat: the body's state at the last token, then the `CLUES` if asked for.
+def read_features(model, tokenizer, prompts: list[str], completions: list[str], clues: bool | None = None) -> torch.Tensor:
+    """What the last layer of a reward model weighs of each chat: the body's state at the last token, then the `CLUES`.
+
+    `clues` says whether they are read; None: if the model weighs them.
 
     Returns:
         (chats, width) or (chats, width + 2). The likelihood is what the body itself, with its embeddings as output layer, gives the
         answer: the mean log-probability of its tokens in nats.
     """
+    clues = bool(clue_weights(model)) if clues is None else clues
     found, words = [torch.empty(0)] * len(prompts), model.get_input_embeddings().weight
     for picked, batch in read_chats(model, tokenizer, prompts, completions):
         hidden = model.base_model(**batch, use_cache=False).last_hidden_state
@@ -242,7 +245,7 @@ def rewards(model, tokenizer, prompts: list[str], completions: list[str]) -> lis
     if not prompts:
         return []
     weights = clue_weights(model)
-    features = read_features(model, tokenizer, prompts, completions, clues=bool(weights))
+    features = read_features(model, tokenizer, prompts, completions)
     states, clues = features.tensor_split([features.shape[1] - len(weights)], dim=1)
     scores = model.score(states).squeeze(-1)
     return (scores + clues @ clues.new_tensor(weights) if weights else scores).tolist()

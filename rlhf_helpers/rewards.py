@@ -106,12 +106,11 @@ def last_layer(model) -> np.ndarray:
 def feature_differences(model, tokenizer, rows: list[dict], clues: bool | None = None) -> np.ndarray:
     """What a reward model's last layer reads of each chosen answer less what it reads of the rejected one (rows, features).
 
-    `clues` says whether they are among the features; None: if the model weighs them. The answers that several rows share are read once.
+    `clues` as in `read_features`. The answers that several rows share are read once.
     """
     if not rows:
         raise ValueError("there are no rows to train on")
     said = sorted({(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")})
-    clues = bool(clue_weights(model)) if clues is None else clues
     features = dict(zip(said, read_features(model, tokenizer, *map(list, zip(*said)), clues).double().cpu().numpy()))
     return np.stack([features[row["prompt"], row["chosen"]] - features[row["prompt"], row["rejected"]] for row in rows])
 

@@ -194,7 +194,7 @@ def test_repetition_is_the_share_of_runs_of_three_words_that_came_before(text, s
 def test_the_likelihood_clue_is_what_the_language_model_says(tiny):
     """A reward model whose body nobody has trained: its clue is the mean of the policy's own log-probabilities, end token included."""
     prompts, answers = map(list, zip(*threads(5, seed=2)))
-    features = read_features(load_reward_model(tiny), load_tokenizer(tiny), prompts, answers)
+    features = read_features(load_reward_model(tiny), load_tokenizer(tiny), prompts, answers, clues=True)
     wanted = completion_log_probs(load_policy(tiny), load_tokenizer(tiny), prompts, answers)
     torch.testing.assert_close(features[:, -2], torch.stack([row.mean() for row in wanted]), atol=1e-4, rtol=1e-4)
     assert features[:, -1].tolist() == pytest.approx([repetition(answer) for answer in answers])
