@@ -47,7 +47,7 @@ COLAB = [  # the widgets of Colab as of August 2026 (googlecolab/backend-info), 
     "ipywidgets==7.7.1", "anywidget==0.9.21", "ipython==7.34.0", "ipykernel==6.17.1", "traitlets==5.7.1",
     "pandas<3", "scipy", "scikit-learn", "evalica<0.5", "crowd-kit<2", "psutil", "pytest>=9,<10", "pytest-timeout<3",
 ]
-TRL112 = ["trl==1.12.*", "transformers>=5.23,<5.24", "datasets<6", "accelerate<2"]    # the last TRL with a PPO trainer
+TRL112 = ["trl==1.12.*", "transformers>=5.24,<5.25", "datasets<6", "accelerate<2"]    # the last TRL with a PPO trainer
 BROWSER = ["playwright>=1.65,<2", "notebook>=7.5,<8", "voila>=0.5.13,<0.6"]    # for the tests with a browser, beside a Chromium
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 THREADS = min(2, os.cpu_count() or 1)  # where a person waits; the groups of tests share the cores, so each has one

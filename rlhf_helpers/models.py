@@ -128,7 +128,7 @@ def sample_tokens(model, tokenizer, prompt_ids: list[list[int]], *, temperature:
     rows = torch.tensor([distinct[tuple(ids)] for ids in prompt_ids], device=model.device)  # and the row of the batch that each is in
     completions, shared = [[] for _ in prompt_ids], len(distinct) < len(prompt_ids)
     for _ in range(max_new_tokens):
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True,
                        logits_to_keep=1).logits[rows, -1].float()
         chosen = _choose(logits, temperature, generator)
         for answer, token in zip(going.tolist(), chosen.tolist()):

@@ -1,5 +1,6 @@
 """The committed notebooks as files: complete, clean, small, and of the shape that the series promises."""
 
+import ast
 import re
 
 import nbformat
@@ -78,6 +79,31 @@ def test_has_checked_cells_and_more_text_than_code(path):
     checked = [cell for cell in cells(path, "code") if "NBVAL_CHECK_OUTPUT" in cell.source]
     assert len(checked) >= 2 and all(cell.outputs for cell in checked)
     assert len(cells(path, "markdown")) >= len(cells(path, "code"))
+
+
+@of_numbered
+def test_what_the_checks_printed_is_what_they_say(path):
+    """Who edits a check and forgets to run the notebook again hears of it in a second here, not after twenty minutes of nbval."""
+    for cell in cells(path, "code"):
+        if "NBVAL_CHECK_OUTPUT" in cell.source:
+            printed = "".join(output.get("text", "") for output in cell.outputs)
+            for part in parts_of_checks(cell.source):
+                assert part in printed, f"In [{cell.execution_count}] did not print {part!r}: run python3 run.py refresh"
+
+
+def parts_of_checks(source):
+    """What the calls of `check` in this code must print: their texts and bounds, as far as they stand there as they are."""
+    for call in ast.walk(ast.parse(source)):
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "check":
+            words = {"what": call.args[0]} | {keyword.arg: keyword.value for keyword in call.keywords}
+            for name, value in words.items():
+                if isinstance(value, ast.Constant) and name in ("what", "at_least", "at_most"):
+                    yield value.value if name == "what" else f"{name.replace('_', ' ')} {value.value:g}"
+
+
+def test_parts_of_checks_are_found():
+    source = 'check("a rate", rate, at_least=0.80, bars=True)\nfor name in names:\n    check(f"{name} is", 3, at_most=bound)'
+    assert list(parts_of_checks(source)) == ["a rate", "at least 0.8"]
 
 
 @pytest.mark.parametrize("text", ["see /home/me/x", "'/home/a'", "/tmp/x", r"C:\\Users\\me", "/Users/me/x"])
