@@ -50,7 +50,7 @@ MINIMUM = 10  # labels with a winner; fewer cannot even be checked against each 
 DIRECTIONS = 40  # in which answers to one prompt differ most
 STYLE = 0.5  # how far answers to one prompt differ in each mark of style, where their states differ by 1 in all
 EVIDENCE = 2.0  # nats by which left-out labels have to be predicted better than by a coin; one set of coin flips in twenty is
-KEEP = 0.4  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
+KEEP = 0.5  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
 LEARNING = Training(learning_rate=6e-4, batch_size=16, epochs=2.0)
 ROUNDS = 3  # on fresh answers, after the one on the candidates
 PROMPTS = (300, 80)  # whose candidates are read; for fresh answers in each round
