@@ -293,7 +293,7 @@ class Watch:
     def _measure(self):
         self.seconds = round(time.monotonic() - self._started, 1)
         kernels = psutil.Process().children(recursive=True)
-        sizes = [sum(map(memory_now, kernels)), *map(memory_peak, kernels)]
+        sizes = [memory_together(kernels, unless_below=self.peak_rss_mb * 1e6), *map(memory_peak, kernels)]
         self.peak_rss_mb = max(self.peak_rss_mb, *(round(size / 1e6, 1) for size in sizes))
 
     def _show(self):
@@ -303,6 +303,19 @@ class Watch:
         elif time.monotonic() - self._line_at > 30:
             print(line, flush=True)
             self._line_at = time.monotonic()
+
+
+def memory_together(processes, unless_below=0):
+    """Return the bytes of memory that processes have together; those that stay below a bound are looked at once, others twice.
+
+    A child that is about to run another program shares its parent's memory until then (vfork), and for some milliseconds both show all of
+    it as their own. The smaller of two looks is without it; a true peak between them is in `memory_peak`.
+    """
+    size = sum(map(memory_now, processes))
+    if size > unless_below:
+        time.sleep(0.05)
+        size = min(size, sum(map(memory_now, processes)))
+    return size
 
 
 def memory_now(process):

@@ -242,6 +242,14 @@ def test_what_a_child_shares_with_its_parent_counts_once():
     assert len(both) == 2 and 200e6 < sum(sizes) < 250e6
 
 
+def test_a_child_that_is_about_to_run_another_program_does_not_count_twice(monkeypatch):
+    looks = iter([900, 900, 900, 5, 950, 900])  # kernel and child, three times
+    monkeypatch.setattr(series, "memory_now", lambda process: next(looks))
+    assert series.memory_together(["kernel", "child"]) == 905
+    assert series.memory_together(["kernel", "child"], unless_below=2000) == 1850  # looked at once
+    assert not list(looks)
+
+
 def test_a_picture_with_a_palette_looks_the_same_in_fewer_bytes():
     dice = np.random.default_rng(0)
     stripes = np.repeat(dice.integers(0, 255, (60, 3)), 40, 0).reshape(60, 40, 3).astype("uint8")
