@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
@@ -31,19 +30,6 @@ def train_dpo(start: str | Path, rows: list[dict], folder: str | Path, training:
         raise RuntimeError(f"the first DPO loss is {history.rows[0]['loss']:.4f}, not ln 2 = 0.6931: "
                            "policy and reference differ; pass the folder of the SFT model")
     return history
-
-
-@torch.no_grad()
-def along(start: str | Path, policy: str | Path, length: float):
-    """The model that lies `length` times as far from the one in `start` as the policy that was trained from it, in the same direction.
-
-    0 is the start, 1 the policy; beyond it, all that training changed is changed a little more. Model extrapolation (ExPO; Zheng et al.,
-    2025, arXiv:2404.16792): many small noisy steps add up to less than their direction deserves.
-    """
-    model, old = load_policy(policy), load_policy(start).state_dict()
-    for name, weights in model.named_parameters():  # tied weights once
-        weights.copy_(old[name] + length * (weights - old[name]))
-    return model
 
 
 def trl_metrics(policy: str | Path, reference: str | Path, rows: list[dict], beta: float) -> dict:

@@ -52,7 +52,7 @@ STYLE = 0.5  # how far answers to one prompt differ in each mark of style, where
 EVIDENCE = 2.0  # nats by which left-out labels have to be predicted better than by a coin; one set of coin flips in twenty is
 KEEP = 0.5  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
 LEARNING = Training(learning_rate=6e-4, batch_size=16, epochs=2.0)
-ROUNDS = 3  # on fresh answers, after the one on the candidates
+ROUNDS = 2  # on fresh answers, after the one on the candidates
 PROMPTS = (300, 80)  # whose candidates are read; for fresh answers in each round
 ANSWERS = 8  # to each of the latter
 BEST = 0.2  # share of the answers that is imitated

@@ -78,7 +78,6 @@ class Profile:
         steps=12, batch_size=48, learning_rate=1e-3, beta=0.03, epochs=2, trace=1.0)
     dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=60)
     dpo_beta: float = 0.2
-    dpo_length: float = 1.25  # how much farther than training went the policy is taken in the same direction; 1: no farther
     best_of: int = 4
     evaluation_prompts: int = 300
     bias_pairs: int = 320

@@ -162,13 +162,11 @@ def make_personal(run: Run, labels: list[dict] | None = None):
 
 
 def make_dpo(run: Run):
-    """08: DPO on the training part of the same preferences, then a step farther in the same direction."""
-    from .dpo import along, train_dpo
-    start, (training, _) = need(run, "sft"), preferences(run)
+    """08: DPO on the training part of the same preferences."""
+    from .dpo import train_dpo
+    training, _ = preferences(run)
     with run.building("dpo") as folder:
-        history = train_dpo(start, training, folder, run.profile.dpo, run.profile.dpo_beta, run.seed)
-        along(start, folder, run.profile.dpo_length).save_pretrained(str(folder))
-        return history
+        return train_dpo(need(run, "sft"), training, folder, run.profile.dpo, run.profile.dpo_beta, run.seed)
 
 
 ITERATED = {"candidates": make_candidates, "labels": make_preferences, "preferences": make_preferences,
