@@ -41,7 +41,7 @@ class _Lean:
     def _completions(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         group, rows = self.num_generations, len(prompt_ids)
         rounds = max(1, self.sampled // group)
-        said = self._sample(prompt_ids * rounds)  # in one batch: a token for 128 answers takes little longer than one for 64
+        said = self._sample(prompt_ids * rounds)  # in one batch, so that each prompt is read once
         if rounds == 1:
             return said
         scores = self.reward(self._asked * rounds, self.processing_class.batch_decode(said, skip_special_tokens=True))
