@@ -38,7 +38,8 @@ from .labelling.session import LabellingSession
 from .labelling.store import LabelStore, pairs_in
 from .models import load_policy, load_reward_model, load_tokenizer, prompt_tokens, read_chats, sample
 from .profiles import Training
-from .rewards import fit_weights
+from .rejection import centred, furthest_above
+from .rewards import curvature, fit_weights
 from .runs import Run, fingerprint
 from .sft import train_sft
 from .statistics import share
@@ -49,6 +50,8 @@ from .world.splits import training_requests
 MINIMUM = 10  # labels with a winner; fewer cannot even be checked against each other
 DIRECTIONS = 40  # in which answers to one prompt differ most
 STYLE = 0.5  # how far answers to one prompt differ in each mark of style, where their states differ by 1 in all
+DOUBT = 1.0
+CAUTION = 0.6  # size of the states beside style in the reward that chooses; 1 where it is asked whether labels tell a taste at all
 EVIDENCE = 2.0  # nats by which left-out labels have to be predicted better than by a coin; one set of coin flips in twenty is
 KEEP = 0.5  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
 LEARNING = Training(learning_rate=6e-4, batch_size=16, epochs=2.0)
@@ -154,13 +157,6 @@ def read_labels(model, tokenizer, labels: list[dict]) -> tuple[Reading, Reading,
             min(len(answer.split()) for answer in chosen))
 
 
-def centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Each row less the mean of its group (the answers to the same prompt)."""
-    groups = np.unique(groups, return_inverse=True)[1]
-    means = np.stack([np.bincount(groups, column) for column in values.reshape(len(values), -1).T], 1) / np.bincount(groups)[:, None]
-    return values - means[groups].reshape(values.shape)
-
-
 def directions(reading: Reading, groups: np.ndarray, number: int = DIRECTIONS) -> np.ndarray:
     """What the head may weigh, as columns (features, number + 5): how answers to one prompt differ.
 
@@ -225,20 +221,26 @@ class Taste:
     words: int
     floor: float
     spread: tuple[float, float]  # of taste and shared reward among answers to one prompt
+    unsure: np.ndarray
 
     def rewards(self, reading: Reading) -> np.ndarray:
         """This person's reward of each answer."""
         return reading.features @ self.weights + self.own * reading.rewards
 
+    def surely_above(self, prompts: list[str], reading: Reading) -> np.ndarray:
+        """How far each answer's reward is above the mean of its prompt, at the lower end of what the labels allow."""
+        seen = centred(np.column_stack([reading.features, reading.rewards]), np.array(prompts))
+        return seen @ np.r_[self.weights, self.own] - DOUBT * np.linalg.norm(seen @ self.unsure, axis=1)
+
     def save(self, path: Path) -> None:
         """Write everything as one JSON file."""
-        atomic_write_text(path, json.dumps(asdict(self) | {"weights": self.weights.tolist()}))
+        atomic_write_text(path, json.dumps(asdict(self) | {"weights": self.weights.tolist(), "unsure": self.unsure.tolist()}))
 
     @classmethod
     def load(cls, path: Path) -> "Taste":
         """Read what `save` wrote."""
         kept = json.loads(Path(path).read_text(encoding="utf-8"))
-        return cls(**kept | {"weights": np.array(kept["weights"]), "spread": tuple(kept["spread"])})
+        return cls(**kept | {name: np.array(kept[name]) for name in ("weights", "unsure")} | {"spread": tuple(kept["spread"])})
 
 
 def left_out(differences: np.ndarray) -> np.ndarray:
@@ -261,8 +263,14 @@ def learn_taste(chosen: Reading, rejected: Reading, shortest: int, prompts: list
     base = without_taste(prompts, reading)
     basis, scale = directions(reading, np.array(prompts)), base.spread[1]
     differences = np.column_stack([(chosen.features - rejected.features) @ basis, (chosen.rewards - rejected.rewards) / scale])
-    odds, weights = left_out(differences), fit_weights(differences)
-    learned = replace(base, weights=basis @ weights[:-1], own=float(weights[-1] / scale), predicted=share(odds > 0))
+    odds = left_out(differences)
+    caution = np.ones(differences.shape[1])
+    caution[:basis.shape[1] - reading.style.shape[1]] = CAUTION
+    weights = fit_weights(differences * caution) * caution
+    into = block_diag(basis, 1 / scale)  # from what the head may weigh to features and shared reward
+    deviations = np.linalg.inv(np.linalg.cholesky(curvature(differences * caution, weights / caution))).T * caution[:, None]
+    learned = replace(base, weights=basis @ weights[:-1], own=float(weights[-1] / scale), predicted=share(odds > 0),
+                      unsure=into @ deviations)
     if evidence(odds) <= EVIDENCE:
         return learned
     spread = centred(learned.rewards(reading), np.array(prompts)).std()
@@ -273,7 +281,8 @@ def without_taste(prompts: list[str], reading: Reading) -> Taste:
     """The control: nothing but the shared reward, with the same guard."""
     shared = centred(reading.rewards, np.array(prompts))
     floor, spread = float(np.quantile(shared, 0.25)), (1.0, float(shared.std() + 1e-9))
-    return Taste(np.zeros(reading.features.shape[1]), 0.0, {}, False, 1, floor, spread)
+    weights = np.zeros(reading.features.shape[1])
+    return Taste(weights, 0.0, {}, False, 1, floor, spread, np.zeros((len(weights) + 1, 1)))
 
 
 # --- the policy --------------------------------------------------------------------------------------------------------------
@@ -289,16 +298,14 @@ def admissible(taste: Taste, prompts: list[str], answers: list[str], finished: l
 
 
 def best_answers(taste: Taste, prompts: list[str], answers: list[str], finished: list[bool], reading: Reading,
-                 best: float = BEST) -> list[dict]:
+                 best: float | None = None) -> list[dict]:
     """The share of the answers that is furthest above the mean of its prompt, as instructions (`prompt`, `completion`)."""
     groups, (spread, scale) = np.array(prompts), taste.spread
     total = KEEP * centred(reading.rewards, groups) / scale
     if taste.counts:
-        total += centred(taste.rewards(reading), groups) / spread
+        total += taste.surely_above(prompts, reading) / spread
     allowed = admissible(taste, prompts, answers, finished, reading)
-    order = [k for k in np.argsort(-total, kind="stable") if allowed[k]][:max(1, int(best * len(answers)))]
-    unique = dict.fromkeys((prompts[k], answers[k]) for k in order)
-    return [{"prompt": prompt, "completion": answer} for prompt, answer in unique]
+    return furthest_above(prompts, answers, total, allowed, best or BEST)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,17 @@ class ReinforcementLearning:
 
 
 @dataclass(frozen=True)
+class RejectionSampling:
+    """Learning from one's own best answers: in each round, `answers` to each of `prompts` prompts, of which the `best` share is imitated."""
+
+    rounds: int
+    prompts: int
+    answers: int
+    best: float
+    training: Training
+
+
+@dataclass(frozen=True)
 class ProximalPolicyOptimisation:
     """One PPO run: `steps` rollouts of `batch_size` answers, each used for `epochs` passes of `minibatches` updates.
 
@@ -74,6 +85,8 @@ class Profile:
     rloo: ReinforcementLearning = ReinforcementLearning(steps=10, batch_size=32, generations=4, learning_rate=8e-4, beta=0.05)
     grpo: ReinforcementLearning = ReinforcementLearning(
         steps=8, batch_size=64, generations=8, learning_rate=1e-3, beta=0.4, sampled=16)  # in each of the iterations
+    rejection: RejectionSampling = RejectionSampling(
+        rounds=2, prompts=80, answers=16, best=0.1, training=Training(learning_rate=6e-4, batch_size=16, epochs=2.0))  # before later GRPO
     ppo: ProximalPolicyOptimisation = ProximalPolicyOptimisation(
         steps=12, batch_size=48, learning_rate=1e-3, beta=0.03, epochs=2, trace=1.0)
     dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=60)
@@ -93,6 +106,7 @@ PROFILES = {p.name: p for p in (
     replace(PRACTICE, name="quick", instructions=160, comparison_prompts=40, later_comparison_prompts=10,
             evaluation_prompts=24, bias_pairs=16, best_of=2, dpo=replace(PRACTICE.dpo, steps=4, batch_size=8),
             rloo=replace(PRACTICE.rloo, steps=3, batch_size=16), grpo=replace(PRACTICE.grpo, steps=3, batch_size=16),
+            rejection=replace(PRACTICE.rejection, rounds=1, prompts=8),
             ppo=replace(PRACTICE.ppo, steps=3, batch_size=16), bars=False),
 )}
 

@@ -44,7 +44,7 @@ def _fixed_answers(run, name: str) -> list[str]:
     from .models import load_policy, load_reward_model, load_tokenizer
     if name != "best_of_n":
         return fixed_answers(load_policy(run.path(name)), load_tokenizer(run.path(name)), run.seed)
-    from .rl import best_of_n
+    from .rejection import best_of_n
     return best_of_n(load_policy(run.path("sft")), load_reward_model(run.path("reward_model")),
                      load_tokenizer(run.path("sft")), list(FIXED_PROMPTS), run.profile.best_of, seed=run.seed)
 

@@ -123,14 +123,21 @@ def fit_weights(differences: np.ndarray, precision: float = 1.0, prior: np.ndarr
     """
     weights = np.zeros(differences.shape[1]) + prior
     for _ in range(50):
-        doubt = expit(-(differences @ weights + given))
-        gradient = differences.T @ doubt - precision * (weights - prior)
-        curvature = (differences * (doubt * (1 - doubt))[:, None]).T @ differences + precision * np.eye(len(weights))
-        step = np.linalg.solve(curvature, gradient)
+        gradient = differences.T @ expit(-(differences @ weights + given)) - precision * (weights - prior)
+        step = np.linalg.solve(curvature(differences, weights, precision, given), gradient)
         weights += step / max(1.0, np.abs(differences @ step).max() / 4)  # no leap over the bend of the logistic
         if np.abs(step).max() < 1e-8:
             break
     return weights
+
+
+def curvature(differences: np.ndarray, weights: np.ndarray, precision: float = 1.0, given: np.ndarray | float = 0.0) -> np.ndarray:
+    """Second derivatives, sign turned, of what `fit_weights` maximises, at these weights: (features, features).
+
+    Its inverse is Laplace's approximation to the covariance of the weights, given the labels (MacKay, 1992).
+    """
+    right = expit(differences @ weights + given)
+    return (differences * (right * (1 - right))[:, None]).T @ differences + precision * np.eye(len(weights))
 
 
 def reward_of(folder: str | Path) -> Reward:

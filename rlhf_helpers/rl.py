@@ -1,5 +1,5 @@
 """Reinforcement learning from the reward model with TRL: RLOO (Ahmadian et al., 2024, arXiv:2402.14740) and GRPO (Shao et al.,
-2024, arXiv:2402.03300), and best-of-n, the baseline that needs no training."""
+2024, arXiv:2402.03300)."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from .models import chat, load_tokenizer, rewards, sample, sample_tokens
+from .models import chat, load_tokenizer, sample_tokens
 from .profiles import ReinforcementLearning
 from .rewards import Reward, reward_of
 from .training import History, run_trainer, smooth, trainer_settings
@@ -170,14 +170,6 @@ def train_policy(method: str, start: str | Path, reward: str | Path | Reward, pr
         train_dataset=Dataset.from_list([{"prompt": chat(p)} for p in prompts]), args=config_class(**settings))
     trainer.sampled, trainer.reward = plan.sampled, scored
     return run_trainer(trainer, History(title or method.upper()), folder)
-
-
-def best_of_n(policy, reward_model, tokenizer, prompts: list[str], n: int, *, seed: int = 0, max_new_tokens: int = 96) -> list[str]:
-    """For each prompt, the one of n sampled answers that the reward model likes best."""
-    answers = sample(policy, tokenizer, prompts * n, seed=seed, max_new_tokens=max_new_tokens).texts
-    scores = rewards(reward_model, tokenizer, prompts * n, answers)
-    best = [max(range(k, len(answers), len(prompts)), key=scores.__getitem__) for k in range(len(prompts))]
-    return [answers[k] for k in best]
 
 
 def trl_advantages(method: str, start: str | Path, given: list[list[float]]) -> list[list[float]]:

@@ -41,6 +41,7 @@ for _iteration in range(2, ITERATIONS + 1):
     for _stage in ("candidates", "labels", "preferences", "reward_model", "grpo"):
         _file = Path(ARTIFACTS[_stage][0])
         ARTIFACTS[in_iteration(_stage, _iteration)] = (in_iteration(_file.stem, _iteration) + _file.suffix, "06_reinforcement_learning")
+    ARTIFACTS[in_iteration("rejection", _iteration)] = (in_iteration("rejection", _iteration), "06_reinforcement_learning")
 REBUILD_BASE = "get it again with `git checkout data/base_model`, or rebuild it with `python -m rlhf_helpers.base_model`"
 
 

@@ -40,6 +40,7 @@ def brief(profile: Profile) -> Profile:
     third = lambda number: max(2, number // 3)  # noqa: E731
     return replace(profile, brief=True, instructions=third(profile.instructions), comparison_prompts=third(profile.comparison_prompts),
                    later_comparison_prompts=third(profile.later_comparison_prompts),
+                   rejection=replace(profile.rejection, prompts=third(profile.rejection.prompts)),
                    rloo=replace(profile.rloo, steps=third(profile.rloo.steps)), grpo=replace(profile.grpo, steps=third(profile.grpo.steps)),
                    ppo=replace(profile.ppo, steps=third(profile.ppo.steps)))
 
@@ -129,10 +130,21 @@ def rl_prompts(run: Run, number: int = 1000, iteration: int = 1) -> list[str]:
     return [write_prompt(r) for r in training_requests(number, in_iteration(f"rl {run.seed}", iteration), run.profile.counts)]
 
 
+def make_rejection(run: Run, iteration: int = 2) -> list[int]:
+    """06, later iterations: let the last policy imitate those of its own answers that the new reward model likes best."""
+    from .rejection import imitate_best
+    start, reward_model = need(run, in_iteration("grpo", iteration - 1)), need(run, in_iteration("reward_model", iteration))
+    plan = run.profile.rejection
+    prompts = [write_prompt(r) for r in training_requests(plan.rounds * plan.prompts, in_iteration(f"rejection {run.seed}", iteration),
+                                                          run.profile.counts)]
+    with run.building(in_iteration("rejection", iteration)) as folder:
+        return imitate_best(start, reward_model, prompts, folder, plan, run.seed, run.profile.max_new_tokens)
+
+
 def make_policy(run: Run, method: str, iteration: int = 1):
-    """06: optimise the SFT model against the reward model with `rloo` or `grpo`; later, the last policy against the new one."""
+    """06: optimise the SFT model against the reward model with `rloo` or `grpo`; later, the policy of `make_rejection` against the new one."""
     from .rl import train_policy
-    start = need(run, "sft" if iteration == 1 else in_iteration(method, iteration - 1))
+    start = need(run, "sft" if iteration == 1 else in_iteration("rejection", iteration))
     reward_model, prompts = need(run, in_iteration("reward_model", iteration)), rl_prompts(run, iteration=iteration)
     with run.building(in_iteration(method, iteration)) as folder:
         return train_policy(method, start, reward_model, prompts, folder, getattr(run.profile, method), run.seed,
@@ -173,4 +185,5 @@ ITERATED = {"candidates": make_candidates, "labels": make_preferences, "preferen
             "reward_model": make_reward_model, "grpo": partial(make_policy, method="grpo")}
 MAKERS = {"instructions": make_instructions, "sft": make_sft, "rloo": partial(make_policy, method="rloo"), "ppo": make_ppo,
           "dpo": make_dpo, "personal": make_personal,
+          **{in_iteration("rejection", k): partial(make_rejection, iteration=k) for k in range(2, ITERATIONS + 1)},
           **{in_iteration(stage, k): partial(maker, iteration=k) for stage, maker in ITERATED.items() for k in range(1, ITERATIONS + 1)}}

@@ -20,7 +20,7 @@ LAYERS = [  # a module may import its own layer and those before it
     ("label_studio",),
     ("profiles", "runs"),
     ("models", "training"),
-    ("base_model", "instructions", "sft", "rewards", "rl", "dpo", "ppo", "personal"),
+    ("base_model", "instructions", "sft", "rewards", "rejection", "rl", "dpo", "ppo", "personal"),
     ("assessment",),
     ("stages",),
     ("bars", "report_page", "report"),

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import threads
 
-from rlhf_helpers import dpo, rewards, rl, sft, training
+from rlhf_helpers import dpo, rejection, rewards, rl, sft, training
 from rlhf_helpers.models import (
     NEW_HEAD,
     chat,
@@ -29,7 +29,7 @@ from rlhf_helpers.models import (
     repetition,
     sample,
 )
-from rlhf_helpers.profiles import ReinforcementLearning, Training
+from rlhf_helpers.profiles import ReinforcementLearning, RejectionSampling, Training
 
 FEW = Training(learning_rate=1e-3, batch_size=4, steps=2)
 
@@ -407,13 +407,36 @@ def test_an_unknown_method_is_refused_with_the_list(tiny, tmp_path):
 def test_the_best_of_n_is_the_best_of_them(tiny, friendly):
     policy, judge_model, tokenizer = load_policy(tiny), load_reward_model(friendly[0]), load_tokenizer(tiny)
     prompts = [prompt for prompt, _ in threads(5, seed=6)]
-    best = rl.best_of_n(policy, judge_model, tokenizer, prompts, 4, seed=1, max_new_tokens=20)
+    best = rejection.best_of_n(policy, judge_model, tokenizer, prompts, 4, seed=1, max_new_tokens=20)
     drawn = sample(policy, tokenizer, prompts * 4, seed=1, max_new_tokens=20).texts
     for k, prompt in enumerate(prompts):
         own = drawn[k::5]
         scores = rewards.rewards(judge_model, tokenizer, [prompt] * 4, own)
         assert best[k] in own
         assert scores[own.index(best[k])] == pytest.approx(max(scores), abs=1e-5)
+
+
+def test_the_furthest_above_their_prompt_are_chosen_once_and_only_if_allowed():
+    prompts, answers = ["a"] * 4 + ["b"] * 4, ["p", "q", "r", "q", "s", "t", "u", "v"]
+    above = rejection.centred(np.array([0.0, 9, 1, 9, 100, 101, 108, 103]), prompts)
+    np.testing.assert_allclose(above, [-4.75, 4.25, -3.75, 4.25, -3, -2, 5, 0])
+    choose = lambda allowed, share: [row["completion"] for row in rejection.furthest_above(prompts, answers, above, allowed, share)]  # noqa: E731
+    assert choose(np.full(8, True), 0.5) == ["u", "q", "v"]  # four answers, two of them alike
+    assert choose(np.array(answers) != "u", 0.25) == ["q"]
+    assert choose(np.full(8, False), 0.5) == [] and choose(np.full(8, True), 0.0) == ["u"]
+
+
+def test_a_policy_that_imitates_its_best_answers_earns_more(tiny, tmp_path):
+    """Two rounds towards answers with many commas: more of them, and nothing of the start is changed."""
+    commas = lambda prompts, answers: [answer.count(",") - 0.02 * len(answer.split()) for answer in answers]  # noqa: E731
+    plan = RejectionSampling(rounds=2, prompts=12, answers=8, best=0.2, training=Training(learning_rate=3e-3, batch_size=8, epochs=2.0))
+    prompts, before = [prompt for prompt, _ in threads(24, seed=3)], (tiny / "model.safetensors").read_bytes()
+    imitated = rejection.imitate_best(tiny, commas, prompts, tmp_path, plan, max_new_tokens=24)
+    assert len(imitated) == 2 and all(0 < number <= 19 for number in imitated)
+    asked, tokenizer = [prompt for prompt, _ in threads(40, seed=4)], load_tokenizer(tiny)
+    earned = [np.mean(commas(asked, sample(load_policy(folder), tokenizer, asked, seed=5, max_new_tokens=24).texts))
+              for folder in (tiny, tmp_path)]
+    assert earned[1] > earned[0] + 0.1 and (tiny / "model.safetensors").read_bytes() == before
 
 
 # --- direct preference optimisation -------------------------------------------------------------------------------------------

@@ -142,7 +142,23 @@ def test_a_saved_taste_gives_the_same_rewards(planted, tmp_path):
     taste.save(tmp_path / "taste.json")
     kept = personal.Taste.load(tmp_path / "taste.json")
     np.testing.assert_array_equal(kept.rewards(planted[1]), taste.rewards(planted[1]))
-    assert replace(kept, weights=0) == replace(taste, weights=0)
+    np.testing.assert_array_equal(kept.surely_above(*planted[:2]), taste.surely_above(*planted[:2]))
+    assert replace(kept, weights=0, unsure=0) == replace(taste, weights=0, unsure=0)
+
+
+def test_what_the_labels_say_nothing_about_is_worth_less(planted):
+    """The lower end: below the expected reward, by the deviation that a sampled posterior has."""
+    prompts, reading, _ = planted
+    chosen, rejected = labelled(planted, 50, 0)
+    taste = personal.learn_taste(chosen, rejected, 5, prompts, reading)
+    expected = personal.centred(taste.rewards(reading), np.array(prompts))
+    dropped = expected - taste.surely_above(prompts, reading)
+    assert (dropped > 0).all()
+    seen = personal.centred(np.column_stack([reading.features, reading.rewards]), np.array(prompts))
+    drawn = np.random.default_rng(0).normal(size=(taste.unsure.shape[1], 4000))
+    np.testing.assert_allclose((seen[:20] @ taste.unsure @ drawn).std(1) * personal.DOUBT, dropped[:20], rtol=0.06)
+    many = personal.learn_taste(*labelled(planted, 800, 0), 5, prompts, reading)
+    assert (many.unsure ** 2).sum() < (taste.unsure ** 2).sum()
 
 
 # --- the guard ---------------------------------------------------------------------------------------------------------------
@@ -154,7 +170,7 @@ def test_empty_short_unfinished_and_poor_answers_are_never_imitated(planted):
     finished = [k % 8 != 5 for k in range(160)]
     shared = np.where(np.arange(160) % 8 == 4, -5.0, 1.0)  # those of four words are poor
     reading = Reading(np.array([[-float(k % 8)] for k in range(160)]), np.zeros((160, 5)), shared)
-    taste = personal.Taste(np.r_[1.0, np.zeros(5)], 0.0, {}, True, words=3, floor=-1.0, spread=(0.1, 1.0))
+    taste = personal.Taste(np.r_[1.0, np.zeros(5)], 0.0, {}, True, words=3, floor=-1.0, spread=(0.1, 1.0), unsure=np.zeros((7, 1)))
     chosen = [len(row["completion"].split()) for row in personal.best_answers(taste, prompts, answers, finished, reading, best=0.5)]
     assert set(chosen) == {3, 6, 7} and min(chosen) == chosen[0] == 3
     nothing = personal.best_answers(taste, prompts, [""] * 160, finished, reading)
