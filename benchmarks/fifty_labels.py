@@ -1,10 +1,11 @@
 """Fifty labels of one's own, measured: writes `fifty_labels.json` beside this file.
 
-    python benchmarks/fifty_labels.py RUN [--tastes courteous terse] [--seeds 0 1 2 3 4] [--parts curve policy] [--out FILE]
+    python benchmarks/fifty_labels.py RUN [RUN ...] [--tastes courteous terse] [--seeds 0 1 2 3 4 5] [--parts curve policy] [--out FILE]
 
-RUN is the folder of a finished run (candidates, SFT model and reward model are read, nothing in it is changed). Each row (one taste, one
-seed) is written as soon as it is measured, and not measured again by a later call, unless the models or the settings of `personal` have
-changed since. Whoever changes its code deletes the file.
+RUN is the folder of a finished run (candidates, SFT model and reward model are read, nothing in it is changed). Of several runs, the first
+seed takes the first, the second the second, and so on in turn: how well a taste is learned depends on the models it starts from. Each row
+(one taste, one seed) is written as soon as it is measured, and not measured again by a later call, unless the models or the settings of
+`personal` have changed since. Whoever changes its code deletes the file.
 
 Every figure is on held-out prompts, other ones for each seed, by the simulated person's own opinion without noise; the taste's reward
 never judges. A pair is clear if this person would say the same again nine times in ten. Intervals: bootstrap over seeds, then prompts.
@@ -45,7 +46,7 @@ EMPTY = 3  # an answer of fewer words says nothing
 
 
 class Bench:
-    """The run under test, with what several rows need read once."""
+    """One run under test, with what several rows need read once."""
 
     def __init__(self, folder: Path):
         self.run = Run(folder, PRACTICE, 0)
@@ -100,10 +101,20 @@ class Bench:
         return looks(name, self.held_out(seed)[0], answers) | {
             "seconds": outcome.seconds, "counts": outcome.taste.counts, "imitated": outcome.imitated}
 
+
+class Benches:
+    """The runs under test; `benches[seed]` is the one that this seed takes."""
+
+    def __init__(self, folders: list[Path]):
+        self.each = [Bench(folder) for folder in folders]
+
+    def __getitem__(self, seed: int) -> Bench:
+        return self.each[seed % len(self.each)]
+
     def fingerprint(self) -> str:
         """Of the models and of the settings: rows measured with others do not count."""
         settings = {name: value for name, value in vars(personal).items() if name.isupper() and name != "TASTES"}
-        weights = [(self.run.path(stage) / "model.safetensors").read_bytes() for stage in ("sft", "reward_model")]
+        weights = [(bench.run.path(stage) / "model.safetensors").read_bytes() for bench in self.each for stage in ("sft", "reward_model")]
         return hashlib.sha256(b"".join([*weights, repr(sorted(settings.items())).encode()])).hexdigest()[:16]
 
 
@@ -140,13 +151,13 @@ def kept(values: np.ndarray) -> float:
     return values[:, 0].mean() / values[:, 1].mean()
 
 
-def figures(bench: Bench, rows: dict, name: str) -> dict:
+def figures(benches: Benches, rows: dict, name: str) -> dict:
     """All figures of one taste from the rows of its seeds."""
     found = {"wins": [], "rubric": [], "empty": [], "distinct": [], "seconds": [], "before": [], "after": []}
     seeds = [seed for seed in range(100) if f"policy {name} {seed}" in rows and f"policy control {seed}" in rows]
     for seed in seeds:
         own, control = rows[f"policy {name} {seed}"], rows[f"policy control {seed}"]
-        prompts, before, _ = bench.held_out(seed)
+        prompts, before, _ = benches[seed].held_out(seed)
         sft = looks(name, prompts, before[: len(prompts)])
         found["wins"].append((np.sign(np.subtract(own["felt"], sft["felt"]).round(3)) + 1) / 2)
         found["rubric"].append(np.column_stack([own["rubric"], control["rubric"]]))
@@ -174,16 +185,16 @@ def figures(bench: Bench, rows: dict, name: str) -> dict:
 
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("run", type=Path)
+    options.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     options.add_argument("--tastes", nargs="*", choices=list(TASTES), default=list(TASTES))
-    options.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
+    options.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4, 5])
     options.add_argument("--parts", nargs="*", choices=["curve", "policy"], default=["curve", "policy"],
                          help="accuracy by number of labels; policies, which take most of the time")
     options.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = options.parse_args()
-    bench = Bench(options.run)
+    benches = Benches(options.runs)
     known = read_json(options.out) if options.out.exists() else {}
-    rows = known.get("rows", {}) if known.get("measured_with") == bench.fingerprint() else {}
+    rows = known.get("rows", {}) if known.get("measured_with") == benches.fingerprint() else {}
     todo = [(part, name, seed) for part in options.parts for seed in options.seeds
             for name in (["control"] if part == "policy" else []) + options.tastes]
     for kind, name, seed in todo:
@@ -191,19 +202,19 @@ def main():
         if key not in rows:
             started = time.process_time()
             if kind == "curve":
-                rows[key] = bench.curve(name, seed)
+                rows[key] = benches[seed].curve(name, seed)
             else:
-                rows[key] = bench.policy(name, seed)
-            write(bench, rows, options.out)
+                rows[key] = benches[seed].policy(name, seed)
+            write(benches, rows, options.out)
             print(f"{key}: {time.process_time() - started:.0f} CPU s", flush=True)
-    write(bench, rows, options.out)
+    write(benches, rows, options.out)
 
 
-def write(bench: Bench, rows: dict, out: Path) -> None:
+def write(benches: Benches, rows: dict, out: Path) -> None:
     """Write all figures that the rows give so far, and the rows themselves."""
     names = [name for name in TASTES if any(key.split()[1] == name for key in rows)]
-    tastes = {name: figures(bench, rows, name) for name in names}
-    found = {"measured_with": bench.fingerprint(), "labels": LABELS, "prompts_a_seed": PROMPTS,
+    tastes = {name: figures(benches, rows, name) for name in names}
+    found = {"measured_with": benches.fingerprint(), "runs": len(benches.each), "labels": LABELS, "prompts_a_seed": PROMPTS,
              "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "threads": 1}, "tastes": tastes}
     lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items())  # a line a row: numbers in thousands
     atomic_write_text(out, json.dumps(found, indent=2).removesuffix("\n}") + f',\n  "rows": {{\n{lines}\n  }}\n}}\n')

@@ -14,8 +14,10 @@ Two steps, both small because fifty noisy labels are little:
 2. **Choose and imitate.** The policy learns from its own best answers: of the answers to a prompt, those with the highest
    taste + `KEEP` x shared reward, first among the candidates of notebook 04, then among fresh answers of the policy itself. This is
    best-of-n, learned: rejection sampling (Touvron et al., 2023, arXiv:2307.09288, 3.2.3), rounds as in ReST (Gulcehre et al., 2023,
-   arXiv:2308.08998). It needs no gradient through a reward that is reliable only near the answers it was fitted on, and a policy that only
-   imitates answers that passed the guard (`admissible`) cannot slide into saying nothing.
+   arXiv:2308.08998). Whoever takes the best of many by a reward with errors takes its errors too. So what counts is the lower end of the
+   taste, below its mean by as much as fifty labels leave open about this answer (as Coste et al., 2024, arXiv:2310.02743, have it with an
+   ensemble; here the fit itself says how sure it is). And a policy that only imitates answers that passed the guard (`admissible`)
+   cannot slide into saying nothing.
 """
 
 import json
@@ -50,15 +52,14 @@ from .world.splits import training_requests
 MINIMUM = 10  # labels with a winner; fewer cannot even be checked against each other
 DIRECTIONS = 40  # in which answers to one prompt differ most
 STYLE = 0.5  # how far answers to one prompt differ in each mark of style, where their states differ by 1 in all
-DOUBT = 1.0
-CAUTION = 0.6  # size of the states beside style in the reward that chooses; 1 where it is asked whether labels tell a taste at all
+DOUBT = 1.0  # by how many standard deviations an answer has to be better for sure: what the labels leave open is not chased
 EVIDENCE = 2.0  # nats by which left-out labels have to be predicted better than by a coin; one set of coin flips in twenty is
-KEEP = 0.5  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
+KEEP = 0.25  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
 LEARNING = Training(learning_rate=6e-4, batch_size=16, epochs=2.0)
-ROUNDS = 2  # on fresh answers, after the one on the candidates
+ROUNDS = 3  # on fresh answers, after the one on the candidates
 PROMPTS = (300, 80)  # whose candidates are read; for fresh answers in each round
-ANSWERS = 8  # to each of the latter
-BEST = 0.2  # share of the answers that is imitated
+ANSWERS = 16  # to each of the latter
+BEST = 0.1  # share of the answers that is imitated
 
 
 class TooFewLabels(ValueError):
@@ -211,7 +212,8 @@ class Taste:
 
     `predicted` says in which share of the labels the others predicted the one left out; `counts` whether that was enough, else training
     leaves the taste out. `words` is the length of the shortest answer this person ever chose, `floor` the shared reward (less the mean
-    of its prompt) under which an answer is too poor to be wanted for any taste.
+    of its prompt) under which an answer is too poor to be wanted for any taste. `unsure` times its transpose is the covariance of all
+    weights (those of the features, then `own`): what the labels leave open about them, by Laplace's approximation.
     """
 
     weights: np.ndarray
@@ -221,14 +223,14 @@ class Taste:
     words: int
     floor: float
     spread: tuple[float, float]  # of taste and shared reward among answers to one prompt
-    unsure: np.ndarray
+    unsure: np.ndarray  # (features + 1, weights of the head)
 
     def rewards(self, reading: Reading) -> np.ndarray:
         """This person's reward of each answer."""
         return reading.features @ self.weights + self.own * reading.rewards
 
     def surely_above(self, prompts: list[str], reading: Reading) -> np.ndarray:
-        """How far each answer's reward is above the mean of its prompt, at the lower end of what the labels allow."""
+        """How far each answer's reward is above the mean of its prompt, less `DOUBT` standard deviations of that distance."""
         seen = centred(np.column_stack([reading.features, reading.rewards]), np.array(prompts))
         return seen @ np.r_[self.weights, self.own] - DOUBT * np.linalg.norm(seen @ self.unsure, axis=1)
 
@@ -263,14 +265,10 @@ def learn_taste(chosen: Reading, rejected: Reading, shortest: int, prompts: list
     base = without_taste(prompts, reading)
     basis, scale = directions(reading, np.array(prompts)), base.spread[1]
     differences = np.column_stack([(chosen.features - rejected.features) @ basis, (chosen.rewards - rejected.rewards) / scale])
-    odds = left_out(differences)
-    caution = np.ones(differences.shape[1])
-    caution[:basis.shape[1] - reading.style.shape[1]] = CAUTION
-    weights = fit_weights(differences * caution) * caution
-    into = block_diag(basis, 1 / scale)  # from what the head may weigh to features and shared reward
-    deviations = np.linalg.inv(np.linalg.cholesky(curvature(differences * caution, weights / caution))).T * caution[:, None]
+    odds, weights = left_out(differences), fit_weights(differences)
+    deviations = np.linalg.inv(np.linalg.cholesky(curvature(differences, weights))).T  # times its transpose: the weights' covariance
     learned = replace(base, weights=basis @ weights[:-1], own=float(weights[-1] / scale), predicted=share(odds > 0),
-                      unsure=into @ deviations)
+                      unsure=block_diag(basis, 1 / scale) @ deviations)
     if evidence(odds) <= EVIDENCE:
         return learned
     spread = centred(learned.rewards(reading), np.array(prompts)).std()

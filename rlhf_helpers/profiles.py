@@ -86,7 +86,7 @@ class Profile:
     grpo: ReinforcementLearning = ReinforcementLearning(
         steps=8, batch_size=64, generations=8, learning_rate=1e-3, beta=0.4, sampled=16)  # in each of the iterations
     rejection: RejectionSampling = RejectionSampling(
-        rounds=2, prompts=80, answers=16, best=0.1, training=Training(learning_rate=6e-4, batch_size=16, epochs=2.0))  # before later GRPO
+        rounds=2, prompts=64, answers=8, best=0.2, training=Training(learning_rate=6e-4, batch_size=16, epochs=2.0))  # before later GRPO
     ppo: ProximalPolicyOptimisation = ProximalPolicyOptimisation(
         steps=12, batch_size=48, learning_rate=1e-3, beta=0.03, epochs=2, trace=1.0)
     dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=60)

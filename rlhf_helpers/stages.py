@@ -130,15 +130,20 @@ def rl_prompts(run: Run, number: int = 1000, iteration: int = 1) -> list[str]:
     return [write_prompt(r) for r in training_requests(number, in_iteration(f"rl {run.seed}", iteration), run.profile.counts)]
 
 
+def rejection_prompts(run: Run, iteration: int = 2) -> list[str]:
+    """Prompts for all rounds of rejection sampling, drawn apart from all others in the same way."""
+    plan = run.profile.rejection
+    return [write_prompt(r) for r in training_requests(plan.rounds * plan.prompts, in_iteration(f"rejection {run.seed}", iteration),
+                                                       run.profile.counts)]
+
+
 def make_rejection(run: Run, iteration: int = 2) -> list[int]:
     """06, later iterations: let the last policy imitate those of its own answers that the new reward model likes best."""
     from .rejection import imitate_best
     start, reward_model = need(run, in_iteration("grpo", iteration - 1)), need(run, in_iteration("reward_model", iteration))
-    plan = run.profile.rejection
-    prompts = [write_prompt(r) for r in training_requests(plan.rounds * plan.prompts, in_iteration(f"rejection {run.seed}", iteration),
-                                                          run.profile.counts)]
     with run.building(in_iteration("rejection", iteration)) as folder:
-        return imitate_best(start, reward_model, prompts, folder, plan, run.seed, run.profile.max_new_tokens)
+        return imitate_best(start, reward_model, rejection_prompts(run, iteration), folder, run.profile.rejection, run.seed,
+                            run.profile.max_new_tokens)
 
 
 def make_policy(run: Run, method: str, iteration: int = 1):
