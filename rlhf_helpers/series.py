@@ -293,7 +293,7 @@ class Watch:
     def _measure(self):
         self.seconds = round(time.monotonic() - self._started, 1)
         kernels = psutil.Process().children(recursive=True)
-        sizes = [memory_together(kernels, unless_below=self.peak_rss_mb * 1e6), *map(memory_peak, kernels)]
+        sizes = [memory_together(kernels), *map(memory_peak, kernels)]
         self.peak_rss_mb = max(self.peak_rss_mb, *(round(size / 1e6, 1) for size in sizes))
 
     def _show(self):
@@ -305,17 +305,20 @@ class Watch:
             self._line_at = time.monotonic()
 
 
-def memory_together(processes, unless_below=0):
-    """Return the bytes of memory that processes have together; those that stay below a bound are looked at once, others twice.
+def memory_together(processes):
+    """Return the bytes of memory that processes have together, without those in their first second.
 
-    A child that is about to run another program shares its parent's memory until then (vfork), and for some milliseconds both show all of
-    it as their own. The smaller of two looks is without it; a true peak between them is in `memory_peak`.
+    A child that is about to run another program shares its parent's memory until then (vfork), and both show all of it as their own.
     """
-    size = sum(map(memory_now, processes))
-    if size > unless_below:
-        time.sleep(0.05)
-        size = min(size, sum(map(memory_now, processes)))
-    return size
+    return sum(memory_now(process) for process in processes if age(process) >= 1)
+
+
+def age(process):
+    """Return the seconds since a process started, 0 if it has ended."""
+    try:
+        return time.time() - process.create_time()
+    except psutil.Error:
+        return 0
 
 
 def memory_now(process):

@@ -243,11 +243,18 @@ def test_what_a_child_shares_with_its_parent_counts_once():
 
 
 def test_a_child_that_is_about_to_run_another_program_does_not_count_twice(monkeypatch):
-    looks = iter([900, 900, 900, 5, 950, 900])  # kernel and child, three times
-    monkeypatch.setattr(series, "memory_now", lambda process: next(looks))
-    assert series.memory_together(["kernel", "child"]) == 905
-    assert series.memory_together(["kernel", "child"], unless_below=2000) == 1850  # looked at once
-    assert not list(looks)
+    monkeypatch.setattr(series, "memory_now", lambda process: 900)
+    monkeypatch.setattr(series, "age", {"kernel": 60, "worker": 1, "child": 0.2}.get)
+    assert series.memory_together(["kernel", "child"]) == 900
+    assert series.memory_together(["kernel", "worker", "child"]) == 1800
+
+
+def test_age_of_a_process():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as started:
+        process = psutil.Process(started.pid)
+        young = series.age(process)
+        started.stdin.close()
+    assert -0.05 < young < 1 and series.age(psutil.Process()) > young
 
 
 def test_a_picture_with_a_palette_looks_the_same_in_fewer_bytes():
