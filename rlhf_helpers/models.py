@@ -162,12 +162,15 @@ def _choose(logits: torch.Tensor, temperature: float, generator) -> torch.Tensor
 
 @torch.inference_mode()
 def completion_log_probs(model, tokenizer, prompts: list[str], completions: list[str], batch_size: int = 24) -> list[torch.Tensor]:
-    """log p of each token of each completion, its end token included, given prompt and earlier tokens. One (tokens,) tensor a row."""
+    """log p of each token of each completion, its end token included, given prompt and earlier tokens. One (tokens,) tensor a row.
+
+    The longest rows come first: shorter ones fit where they were in memory, while ever longer ones never do (1.1 GB for 2,000 rows).
+    """
     rows = [(prompt_tokens(tokenizer, p), tokenizer(c, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
             for p, c in zip(prompts, completions, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
     found = [torch.empty(0)] * len(rows)
-    for start in range(0, len(order), batch_size):
+    for start in reversed(range(0, len(order), batch_size)):
         picked = order[start:start + batch_size]
         batch = tokenizer.pad({"input_ids": [rows[i][0] + rows[i][1] for i in picked]}, padding_side="left", return_tensors="pt")
         ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
@@ -194,7 +197,7 @@ def read_chats(model, tokenizer, prompts: list[str], completions: list[str], bat
              for p, c in zip(prompts, completions, strict=True)]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    for start in range(0, len(order), batch_size):
+    for start in reversed(range(0, len(order), batch_size)):
         picked = order[start:start + batch_size]
         yield picked, tokenizer.pad({"input_ids": [ids[i] for i in picked]}, padding_side="right", return_tensors="pt").to(model.device)
 
@@ -210,17 +213,19 @@ def read_features(model, tokenizer, prompts: list[str], completions: list[str], 
         answer: the mean log-probability of its tokens in nats.
     """
     clues = bool(clue_weights(model)) if clues is None else clues
-    found, words = [torch.empty(0)] * len(prompts), model.get_input_embeddings().weight
+    words = model.get_input_embeddings().weight
+    width = words.shape[1]
+    found = words.new_empty(len(prompts), width + (len(CLUES) if clues else 0))
     for picked, batch in read_chats(model, tokenizer, prompts, completions):
         hidden = model.base_model(**batch, use_cache=False).last_hidden_state
         for row, (i, length) in enumerate(zip(picked, batch["attention_mask"].sum(1).tolist())):
-            found[i] = hidden[row, length - 1]
+            found[i, :width] = hidden[row, length - 1]
             if clues:
                 said = slice(len(prompt_tokens(tokenizer, prompts[i])), length)
                 log_probs = torch.log_softmax(hidden[row, said.start - 1:length - 1] @ words.T, -1)
-                likelihood = log_probs.gather(1, batch["input_ids"][row, said, None]).mean()
-                found[i] = torch.cat([found[i], torch.stack([likelihood, likelihood.new_tensor(repetition(completions[i]))])])
-    return torch.stack(found)
+                found[i, width] = log_probs.gather(1, batch["input_ids"][row, said, None]).mean()
+                found[i, width + 1] = repetition(completions[i])
+    return found
 
 
 def repetition(text: str) -> float:

@@ -95,7 +95,7 @@ class Profile:
     evaluation_prompts: int = 300
     bias_pairs: int = 320
     max_new_tokens: int = 96
-    final: str = "dpo"  # the policy that the final bars are about: chosen on other prompts (`benchmarks/final_policy.py`)
+    final: str = "grpo_3"  # the policy that the final bars are about: chosen on other prompts (`benchmarks/final_policy.py`)
     bars: bool = True
     brief: bool = False  # made smaller by `stages.brief`
 

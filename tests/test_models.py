@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -16,7 +19,9 @@ from tiny import threads
 from transformers import AutoModelForCausalLM
 
 from rlhf_helpers import models
+from rlhf_helpers.bootstrap import ROOT
 from rlhf_helpers.models import MissingModel, chat, completion_log_probs, load_policy, load_reward_model, load_tokenizer, perplexity, sample
+from rlhf_helpers.profiles import DATA
 
 PROMPTS = [lead + prompt for lead, (prompt, _) in zip(["", "Hello. ", "Please tell me this, my friend: "] * 8, threads(24, seed=3))]
 ANSWERS = [answer for _, answer in threads(23, seed=4)] + [""]
@@ -309,3 +314,22 @@ def test_a_model_comes_ready_to_sample(tiny):
     assert not model.training and model.dtype == torch.float32
     assert load_tokenizer(tiny).padding_side == "left"
     assert models.count_weights(model) == sum(tensor.numel() for tensor in model.state_dict().values()) - model.lm_head.weight.numel()
+
+
+GROWTH = """
+import resource, sys
+from rlhf_helpers.models import completion_log_probs, load_policy, load_tokenizer
+model, tokenizer = load_policy(sys.argv[1]), load_tokenizer(sys.argv[1])
+answers = ["Drink a glass of water first. " * (1 + k // 30) for k in range(450)]
+completion_log_probs(model, tokenizer, ["How do I sleep better?"] * 24, answers[-24:])  # the longest, so that this much is needed
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+completion_log_probs(model, tokenizer, ["How do I sleep better?"] * len(answers), answers)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of the system's figure, and how memory is kept, differ elsewhere")
+def test_memory_does_not_grow_with_the_number_of_rows():
+    settings = os.environ | {"MALLOC_ARENA_MAX": "1", "PYTHONPATH": str(ROOT)}
+    grown = subprocess.run([sys.executable, "-c", GROWTH, str(DATA / "base_model")], env=settings, capture_output=True, text=True, check=True)
+    assert float(grown.stdout) < 80  # MB
