@@ -16,11 +16,12 @@ Two steps, both small because fifty noisy labels are little:
    best-of-n, learned: rejection sampling (Touvron et al., 2023, arXiv:2307.09288, 3.2.3), rounds as in ReST (Gulcehre et al., 2023,
    arXiv:2308.08998). Whoever takes the best of many by a reward with errors takes its errors too. So what counts is the lower end of the
    taste, below its mean by as much as fifty labels leave open about this answer (as Coste et al., 2024, arXiv:2310.02743, have it with an
-   ensemble; here the fit itself says how sure it is). And a policy that only imitates answers that passed the guard (`admissible`)
-   cannot slide into saying nothing.
+   ensemble; here the fit itself says how sure it is), and once the policy's answers surely please (`ENOUGH`), there is no further round.
+   And a policy that only imitates answers that passed the guard (`admissible`) cannot slide into saying nothing.
 """
 
 import json
+import math
 import random
 import re
 import tempfile
@@ -54,7 +55,8 @@ DIRECTIONS = 40  # in which answers to one prompt differ most
 STYLE = 0.5  # how far answers to one prompt differ in each mark of style, where their states differ by 1 in all
 DOUBT = 1.0  # by how many standard deviations an answer has to be better for sure: what the labels leave open is not chased
 EVIDENCE = 2.0  # nats by which left-out labels have to be predicted better than by a coin; one set of coin flips in twenty is
-KEEP = 0.25  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
+ENOUGH = math.log(4)  # better than the first answers four times in five, at the lower end: no further round, it would follow errors
+KEEP = 0.4  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
 LEARNING = Training(learning_rate=6e-4, batch_size=16, epochs=2.0)
 ROUNDS = 3  # on fresh answers, after the one on the candidates
 PROMPTS = (300, 80)  # whose candidates are read; for fresh answers in each round
@@ -116,6 +118,11 @@ class Reading:
     def features(self) -> np.ndarray:
         """States and style side by side."""
         return np.hstack([self.states, self.style])
+
+    @property
+    def seen(self) -> np.ndarray:
+        """All that a taste weighs: the features, then the shared reward."""
+        return np.column_stack([self.features, self.rewards])
 
     def __getitem__(self, rows) -> "Reading":
         return Reading(self.states[rows], self.style[rows], self.rewards[rows])
@@ -229,10 +236,13 @@ class Taste:
         """This person's reward of each answer."""
         return reading.features @ self.weights + self.own * reading.rewards
 
+    def surely(self, seen: np.ndarray) -> np.ndarray:
+        """This person's reward of rows of `Reading.seen`, or of their differences, at its lower end: less `DOUBT` standard deviations."""
+        return seen @ np.r_[self.weights, self.own] - DOUBT * np.linalg.norm(seen @ self.unsure, axis=-1)
+
     def surely_above(self, prompts: list[str], reading: Reading) -> np.ndarray:
-        """How far each answer's reward is above the mean of its prompt, less `DOUBT` standard deviations of that distance."""
-        seen = centred(np.column_stack([reading.features, reading.rewards]), np.array(prompts))
-        return seen @ np.r_[self.weights, self.own] - DOUBT * np.linalg.norm(seen @ self.unsure, axis=1)
+        """How far each answer's reward is above the mean of its prompt, at the lower end."""
+        return self.surely(centred(reading.seen, np.array(prompts)))
 
     def save(self, path: Path) -> None:
         """Write everything as one JSON file."""
@@ -346,12 +356,14 @@ def personalise(run: Run, labels: list[dict] | None, seed: int | None = None, fo
     answers = [response["text"] for row in rows for response in row["responses"]]
     finished = [True] * len(answers)
     taste = learn_taste(*read, prompts, reading) if read else without_taste(prompts, reading)
-    policy, imitated = run.path("sft"), []
+    first, policy, imitated = reading.seen.mean(0), run.path("sft"), []
     with run.building("personal") if folder is None else nullcontext(folder) as made:
         for number in range(1 + ROUNDS):
             if number:
                 prompts, answers, finished = fresh_answers(policy, tokenizer, run, seed, number)
                 reading = read_answers(model, tokenizer, prompts, answers)
+                if taste.counts and taste.surely(reading.seen.mean(0) - first) >= ENOUGH:
+                    break
             chosen = best_answers(taste, prompts, answers, finished, reading)
             if number and not chosen:  # nothing passes the guard any more: the policy of the last round is the better one
                 break

@@ -154,7 +154,7 @@ def test_what_the_labels_say_nothing_about_is_worth_less(planted):
     expected = personal.centred(taste.rewards(reading), np.array(prompts))
     dropped = expected - taste.surely_above(prompts, reading)
     assert (dropped > 0).all()
-    seen = personal.centred(np.column_stack([reading.features, reading.rewards]), np.array(prompts))
+    seen = personal.centred(reading.seen, np.array(prompts))
     drawn = np.random.default_rng(0).normal(size=(taste.unsure.shape[1], 4000))
     np.testing.assert_allclose((seen[:20] @ taste.unsure @ drawn).std(1) * personal.DOUBT, dropped[:20], rtol=0.06)
     many = personal.learn_taste(*labelled(planted, 800, 0), 5, prompts, reading)
@@ -298,6 +298,16 @@ def test_from_labels_to_a_policy_that_is_found_again(ready):
     assert (ready.path("personal") / "model.safetensors").read_bytes() != before
     assert not [path.name for path in ready.folder.iterdir() if ".part" in path.name]
     assert len(sample(load_policy(ready.path("personal")), load_tokenizer(ready.path("personal")), [PROMPT]).texts) == 1
+
+
+@pytest.mark.parametrize(("labels", "enough", "rounds"), [(True, -np.inf, 1), (True, np.inf, 2), (False, -np.inf, 2)])
+def test_no_round_follows_once_the_policy_surely_pleases(ready, tmp_path, monkeypatch, labels, enough, rounds):
+    choose, rounds_of = personal.best_answers, []
+    monkeypatch.setattr(personal, "best_answers", lambda *given: rounds_of.append(choose(*given)) or rounds_of[-1])
+    monkeypatch.setattr(personal, "EVIDENCE", -1.0)  # any taste counts; the control has none, and goes on
+    monkeypatch.setattr(personal, "ENOUGH", enough)
+    personal.personalise(ready, personal.simulated_labels(ready, "thorough", 30) if labels else None, folder=tmp_path)
+    assert len(rounds_of) == rounds
 
 
 def test_what_goes_wrong_leaves_the_last_policy(ready, tiny):
