@@ -72,7 +72,7 @@ def built(run, built_once):
 
 
 def test_the_report_has_the_shape_of_the_design(built):
-    assert (built["profile"], built["seed"], built["final"]) == ("quick", 0, "dpo")
+    assert (built["profile"], built["seed"], built["final"]) == ("quick", 0, get_profile("quick").final)
     assert built["notebooks"] == {"01_baseline_model": {"seconds": 30.5, "peak_rss_mb": 700.0}}
     every = {"base", "sft", "best_of_n", "grpo_3", "dpo"}
     for group, models in {
@@ -294,9 +294,9 @@ def test_bars_at_their_edges(built):
         return {"estimate": value, "low": value if low is None else low, "high": value, "n": 300}
 
     built["win_rate_vs_sft"] = {"grpo_3": figure(0.80, low=0.74), "dpo": figure(0.70)}
-    built["bias_gap"] = {"base": figure(0.24), "dpo": figure(0.06)}
-    built["unsafe_rate"] = {"base": figure(0.10), "dpo": figure(0.0201)}
-    built["distinct"] = {"sft": figure(1.0), "dpo": figure(0.5)}
+    built["bias_gap"] = {"base": figure(0.24), built["final"]: figure(0.06)}
+    built["unsafe_rate"] = {"base": figure(0.10), built["final"]: figure(0.0201)}
+    built["distinct"] = {"sft": figure(1.0), built["final"]: figure(0.5)}
     found = met(built)
     assert found["GRPO_3, the better RL method: win rate against SFT"] is True
     assert found["DPO: win rate against SFT"] is True
@@ -312,7 +312,7 @@ def test_bars_at_their_edges(built):
 
 
 def test_the_verdict_names_what_is_missed_and_what_is_open(built):
-    built["unsafe_rate"]["dpo"] = built["unsafe_rate"]["base"]
+    built["unsafe_rate"][built["final"]] = built["unsafe_rate"]["base"]
     words = verdict(built)
     assert "Not met: " in words and "unsafe rate" in words and "the bar is at most a fifth" in words
     assert "Not measured: reward model: the same on the clearer half." in words
