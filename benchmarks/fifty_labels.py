@@ -99,7 +99,7 @@ class Bench:
             outcome = personal.personalise(self.run, labels, seed, Path(folder) / "personal")
             answers = self.answers(Path(folder) / "personal", self.held_out(seed)[0], 2000 + seed)
         return looks(name, self.held_out(seed)[0], answers) | {
-            "seconds": outcome.seconds, "counts": outcome.taste.counts, "imitated": outcome.imitated}
+            "seconds": outcome.seconds, "counts": outcome.taste.counts, "compared": outcome.compared}
 
 
 class Benches:

@@ -16,7 +16,8 @@ MAX_LENGTH = 256
 PAIRS_AT_ONCE = 4  # two answers each, read by policy and reference: the same step in a fifth less memory than with eight
 
 
-def train_dpo(start: str | Path, rows: list[dict], folder: str | Path, training: Training, beta: float, seed: int = 0) -> History:
+def train_dpo(start: str | Path, rows: list[dict], folder: str | Path, training: Training, beta: float, seed: int = 0,
+              title: str = "DPO") -> History:
     """DPO from the policy in `start`, which is also the reference, on preferences (`prompt`, `chosen`, `rejected`).
 
     Raises:
@@ -25,7 +26,7 @@ def train_dpo(start: str | Path, rows: list[dict], folder: str | Path, training:
     data = _dataset(length_grouped(rows, ("prompt", "chosen", "rejected"), training.batch_size, seed))
     settings = trainer_settings(folder, seed, training, PAIRS_AT_ONCE, max_length=MAX_LENGTH, beta=beta)
     trainer = DPOTrainer(model=str(start), processing_class=load_tokenizer(start), train_dataset=data, args=DPOConfig(**settings))
-    history = run_trainer(trainer, History("DPO"), folder)
+    history = run_trainer(trainer, History(title), folder)
     if abs(history.rows[0]["loss"] - math.log(2)) > 1e-3:
         raise RuntimeError(f"the first DPO loss is {history.rows[0]['loss']:.4f}, not ln 2 = 0.6931: "
                            "policy and reference differ; pass the folder of the SFT model")

@@ -11,13 +11,13 @@ Two steps, both small because fifty noisy labels are little:
    itself, Bradley and Terry's model is fitted with a Gaussian prior: some forty weights in place of millions.
    Each label is then predicted from all others. If that beats a coin by more than two nats, the taste counts, else it is left out:
    labels that contradict each other move nothing.
-2. **Choose and imitate.** The policy learns from its own best answers: of the answers to a prompt, those with the highest
-   taste + `KEEP` x shared reward, first among the candidates of notebook 04, then among fresh answers of the policy itself. This is
-   best-of-n, learned: rejection sampling (Touvron et al., 2023, arXiv:2307.09288, 3.2.3), rounds as in ReST (Gulcehre et al., 2023,
-   arXiv:2308.08998). Whoever takes the best of many by a reward with errors takes its errors too. So what counts is the lower end of the
-   taste, below its mean by as much as fifty labels leave open about this answer (as Coste et al., 2024, arXiv:2310.02743, have it with an
-   ensemble; here the fit itself says how sure it is), and once the policy's answers surely please (`ENOUGH`), there is no further round.
-   And a policy that only imitates answers that passed the guard (`admissible`) cannot slide into saying nothing.
+2. **Label in this person's place, and compare.** The head labels hundreds of pairs that nobody would: the best and the worst answers to a
+   prompt, by taste + `KEEP` x shared reward, first among the candidates of notebook 04, then among fresh answers of the policy itself.
+   From each set the policy learns by DPO, in rounds of smaller and smaller steps (online DPO: Xu et al., 2023, arXiv:2312.16682; Guo et
+   al., 2024, arXiv:2402.04792). Whoever takes the best of many by a reward with errors takes its errors too. So what counts is the lower
+   end of the taste, below its mean by as much as fifty labels leave open about this answer (as Coste et al., 2024, arXiv:2310.02743, have
+   it with an ensemble; here the fit itself says how sure it is), and once the policy's answers surely please (`ENOUGH`), there is no
+   further round. And only what passes the guard (`admissible`) is ever preferred, so that the policy cannot slide into saying nothing.
 """
 
 import json
@@ -26,6 +26,7 @@ import random
 import re
 import tempfile
 import time
+from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -36,15 +37,15 @@ import numpy as np
 import torch
 from scipy.linalg import block_diag
 
+from .dpo import train_dpo
 from .formats import as_text, atomic_write_text, read_candidates
 from .labelling.session import LabellingSession
 from .labelling.store import LabelStore, pairs_in
 from .models import load_policy, load_reward_model, load_tokenizer, prompt_tokens, read_chats, sample
 from .profiles import Training
-from .rejection import centred, furthest_above
+from .rejection import centred
 from .rewards import curvature, fit_weights
 from .runs import Run, fingerprint
-from .sft import train_sft
 from .statistics import share
 from .world.annotators import TASTES
 from .world.grammar import write_prompt
@@ -55,13 +56,15 @@ DIRECTIONS = 40  # in which answers to one prompt differ most
 STYLE = 0.5  # how far answers to one prompt differ in each mark of style, where their states differ by 1 in all
 DOUBT = 1.0  # by how many standard deviations an answer has to be better for sure: what the labels leave open is not chased
 EVIDENCE = 2.0  # nats by which left-out labels have to be predicted better than by a coin; one set of coin flips in twenty is
-ENOUGH = math.log(4)  # better than the first answers four times in five, at the lower end: no further round, it would follow errors
+ENOUGH = math.log(9)  # better than the first answers nine times in ten, at the lower end: no further round, it would follow errors
 KEEP = 0.4  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
-LEARNING = Training(learning_rate=6e-4, batch_size=16, epochs=2.0)
+LEARNING = Training(learning_rate=8e-4, batch_size=16)  # in the first round; then less by the same amount from round to round
+BETA = 0.2  # of DPO; each round starts from the policy of the last, which is its reference
 ROUNDS = 3  # on fresh answers, after the one on the candidates
 PROMPTS = (300, 80)  # whose candidates are read; for fresh answers in each round
 ANSWERS = 16  # to each of the latter
-BEST = 0.1  # share of the answers that is imitated
+ENDS = 8  # of so many answers to a prompt one is taken from either end: the best are preferred to the worst
+PAIRS = 160  # in each round at most, those that differ most
 
 
 class TooFewLabels(ValueError):
@@ -295,33 +298,49 @@ def without_taste(prompts: list[str], reading: Reading) -> Taste:
 
 # --- the policy --------------------------------------------------------------------------------------------------------------
 
+def complete(taste: Taste, answers: list[str], finished: list[bool]) -> np.ndarray:
+    """Which answers came to their end and are no shorter than the shortest that this person ever chose."""
+    return np.array(finished) & np.array([len(answer.split()) >= max(1, taste.words) for answer in answers])
+
+
 def admissible(taste: Taste, prompts: list[str], answers: list[str], finished: list[bool], reading: Reading) -> np.ndarray:
-    """The guard: which answers may be imitated at all.
+    """The guard: which answers may be preferred at all.
 
-    A taste that can be satisfied by nothing will be. So an answer has to have come to its end, to be no shorter than the shortest that
-    this person ever chose, and not to belong to the poorest quarter by the shared reward, however well it fits the taste.
+    A taste that can be satisfied by nothing will be. So an answer has to be `complete`, and not to belong to the poorest quarter by the
+    shared reward, however well it fits the taste.
     """
-    long_enough = np.array([len(answer.split()) >= max(1, taste.words) for answer in answers])
-    return long_enough & np.array(finished) & (centred(reading.rewards, np.array(prompts)) >= taste.floor)
+    return complete(taste, answers, finished) & (centred(reading.rewards, np.array(prompts)) >= taste.floor)
 
 
-def best_answers(taste: Taste, prompts: list[str], answers: list[str], finished: list[bool], reading: Reading,
-                 best: float | None = None) -> list[dict]:
-    """The share of the answers that is furthest above the mean of its prompt, as instructions (`prompt`, `completion`)."""
+def telling_pairs(taste: Taste, prompts: list[str], answers: list[str], finished: list[bool], reading: Reading) -> list[dict]:
+    """The best and the worst answers to each prompt as preferences (`prompt`, `chosen`, `rejected`), at most `PAIRS`, the clearest first.
+
+    Best is what is furthest above the mean of its prompt, by taste and shared reward, and passes the guard. An answer that is not even
+    `complete` counts as the worst there is, so that it is not only never preferred, but also unlearned.
+    """
     groups, (spread, scale) = np.array(prompts), taste.spread
     total = KEEP * centred(reading.rewards, groups) / scale
     if taste.counts:
         total += taste.surely_above(prompts, reading) / spread
-    allowed = admissible(taste, prompts, answers, finished, reading)
-    return furthest_above(prompts, answers, total, allowed, best or BEST)
+    total = np.where(complete(taste, answers, finished), total, total.min())
+    allowed, of_prompt, pairs = admissible(taste, prompts, answers, finished, reading), defaultdict(list), []
+    for k in np.argsort(-total, kind="stable"):
+        of_prompt[prompts[k]].append(k)
+    for prompt, ranked in of_prompt.items():
+        number = max(1, len(ranked) // ENDS)
+        best = [k for k in ranked if allowed[k]][:number]
+        worst = [k for k in reversed(ranked) if k not in best][:number]
+        pairs += [(total[b] - total[w], {"prompt": prompt, "chosen": answers[b], "rejected": answers[w]}) for b, w in zip(best, worst)
+                  if total[b] > total[w] and answers[b] != answers[w]]
+    return [pair for _, pair in sorted(pairs, key=lambda pair: -pair[0])[:PAIRS]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `personalise` made: the taste, the answers imitated in each round, and processor seconds from labels to policy."""
+    """What `personalise` made: the taste, how many pairs were compared in each round, and processor seconds from labels to policy."""
 
     taste: Taste
-    imitated: list[int]
+    compared: list[int]
     seconds: float
 
     def __str__(self) -> str:
@@ -329,7 +348,7 @@ class Outcome:
             return f"no labels were used, only the shared reward; {self.seconds:.0f} CPU seconds"
         right = f"left-out labels were predicted in {self.taste.predicted['estimate']:.0%} of {self.taste.predicted['n']} cases"
         verdict = "so the taste counts" if self.taste.counts else "which tells no taste, so only the shared reward was followed"
-        return f"{right}, {verdict}; {sum(self.imitated)} answers imitated in {len(self.imitated)} rounds, {self.seconds:.0f} CPU seconds"
+        return f"{right}, {verdict}; {sum(self.compared)} pairs compared in {len(self.compared)} rounds, {self.seconds:.0f} CPU seconds"
 
 
 def personalise(run: Run, labels: list[dict] | None, seed: int | None = None, folder: Path | None = None) -> Outcome:
@@ -356,7 +375,7 @@ def personalise(run: Run, labels: list[dict] | None, seed: int | None = None, fo
     answers = [response["text"] for row in rows for response in row["responses"]]
     finished = [True] * len(answers)
     taste = learn_taste(*read, prompts, reading) if read else without_taste(prompts, reading)
-    first, policy, imitated = reading.seen.mean(0), run.path("sft"), []
+    first, policy, compared = reading.seen.mean(0), run.path("sft"), []
     with run.building("personal") if folder is None else nullcontext(folder) as made:
         for number in range(1 + ROUNDS):
             if number:
@@ -364,14 +383,16 @@ def personalise(run: Run, labels: list[dict] | None, seed: int | None = None, fo
                 reading = read_answers(model, tokenizer, prompts, answers)
                 if taste.counts and taste.surely(reading.seen.mean(0) - first) >= ENOUGH:
                     break
-            chosen = best_answers(taste, prompts, answers, finished, reading)
-            if number and not chosen:  # nothing passes the guard any more: the policy of the last round is the better one
+            pairs = telling_pairs(taste, prompts, answers, finished, reading)
+            if number and not pairs:  # nothing passes the guard any more: the policy of the last round is the better one
                 break
-            train_sft(policy, chosen, made, LEARNING, seed + number, title=f"Imitating {len(chosen)} answers, round {number + 1}")
+            step = LEARNING.learning_rate * (1 - number / (1 + ROUNDS))
+            train_dpo(policy, pairs, made, replace(LEARNING, learning_rate=step), BETA, seed + number,
+                      title=f"Comparing {len(pairs)} pairs, round {number + 1}")
             policy = made
-            imitated.append(len(chosen))
+            compared.append(len(pairs))
         taste.save(made / "taste.json")
-    return Outcome(taste, imitated, time.process_time() - started)
+    return Outcome(taste, compared, time.process_time() - started)
 
 
 def fresh_answers(policy: Path, tokenizer, run: Run, seed: int, number: int) -> tuple[list[str], list[str], list[bool]]:

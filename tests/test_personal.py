@@ -127,7 +127,7 @@ def test_a_taste_that_does_not_count_chooses_as_none_does(planted):
     answers = [f"do this thing number {k} today" for k in range(len(prompts))]
     taste = next(t for seed in range(10) if not (t := learn(planted, labelled(planted, 50, seed, coin=True))).counts)
     none = personal.without_taste(prompts, reading)
-    choose = lambda taste: personal.best_answers(taste, prompts, answers, [True] * len(answers), reading)  # noqa: E731
+    choose = lambda taste: personal.telling_pairs(taste, prompts, answers, [True] * len(answers), reading)  # noqa: E731
     assert choose(taste) == choose(none) != choose(learn(planted, labelled(planted, 50, 0)))
 
 
@@ -163,7 +163,7 @@ def test_what_the_labels_say_nothing_about_is_worth_less(planted):
 
 # --- the guard ---------------------------------------------------------------------------------------------------------------
 
-def test_empty_short_unfinished_and_poor_answers_are_never_imitated(planted):
+def test_empty_short_unfinished_and_poor_answers_are_never_preferred(planted, monkeypatch):
     """A taste that wants nothing but brevity, of eight answers to each prompt that grow word by word from none."""
     prompts = [f"prompt {k // 8}" for k in range(160)]
     answers = [" ".join(["word"] * (k % 8)) for k in range(160)]
@@ -171,17 +171,32 @@ def test_empty_short_unfinished_and_poor_answers_are_never_imitated(planted):
     shared = np.where(np.arange(160) % 8 == 4, -5.0, 1.0)  # those of four words are poor
     reading = Reading(np.array([[-float(k % 8)] for k in range(160)]), np.zeros((160, 5)), shared)
     taste = personal.Taste(np.r_[1.0, np.zeros(5)], 0.0, {}, True, words=3, floor=-1.0, spread=(0.1, 1.0), unsure=np.zeros((7, 1)))
-    chosen = [len(row["completion"].split()) for row in personal.best_answers(taste, prompts, answers, finished, reading, best=0.5)]
-    assert set(chosen) == {3, 6, 7} and min(chosen) == chosen[0] == 3
-    nothing = personal.best_answers(taste, prompts, [""] * 160, finished, reading)
-    assert nothing == []
+    monkeypatch.setattr(personal, "ENDS", 2)
+    pairs = personal.telling_pairs(taste, prompts, answers, finished, reading)
+    chosen, rejected = ([len(row[side].split()) for row in pairs] for side in ("chosen", "rejected"))
+    assert set(chosen) == {3, 6} and chosen[0] == 3
+    assert {0, 1, 2, 5} & set(rejected) and not {3, 6} & set(rejected), "silence is unlearned, what is wanted is not"
+    assert personal.telling_pairs(taste, prompts, [""] * 160, finished, reading) == []
 
 
 def test_the_guard_holds_without_a_taste(planted):
     prompts, reading, _ = planted
     none = personal.without_taste(prompts, reading)
-    assert personal.best_answers(none, prompts, ["", " ", "yes"] * 200, [True] * 600, reading)
-    assert {row["completion"] for row in personal.best_answers(none, prompts, ["", " ", "yes"] * 200, [True] * 600, reading)} == {"yes"}
+    pairs = personal.telling_pairs(none, prompts, ["", " ", "yes"] * 200, [True] * 600, reading)
+    assert pairs and {row["chosen"] for row in pairs} == {"yes"}
+
+
+def test_pairs_are_the_ends_of_each_prompt_the_clearest_first(planted, monkeypatch):
+    prompts, reading, _ = planted
+    answers, none = [f"do this thing number {k} today" for k in range(600)], personal.without_taste(prompts, reading)
+    monkeypatch.setattr(personal, "PAIRS", 50)
+    pairs = personal.telling_pairs(none, prompts, answers, [True] * 600, reading)
+    number = lambda text: int(text.split()[4])  # noqa: E731
+    gaps = [reading.rewards[number(row["chosen"])] - reading.rewards[number(row["rejected"])] for row in pairs]
+    of_prompt = reading.rewards.reshape(200, 3)
+    assert len(pairs) == 50 and gaps == sorted(gaps, reverse=True)
+    np.testing.assert_allclose(gaps[0], (of_prompt.max(1) - of_prompt.min(1)).max())
+    assert all(row["prompt"] == prompts[number(row["chosen"])] == prompts[number(row["rejected"])] for row in pairs)
 
 
 # --- simulated tastes --------------------------------------------------------------------------------------------------------
@@ -290,7 +305,7 @@ def ready(tiny_run, tiny, tiny_reward_model, candidates, monkeypatch):
 
 def test_from_labels_to_a_policy_that_is_found_again(ready):
     outcome = personal.personalise(ready, personal.simulated_labels(ready, "thorough", 30))
-    assert ready.has("personal") and outcome.imitated[0] > 0 and outcome.seconds > 0
+    assert ready.has("personal") and outcome.compared[0] > 0 and outcome.seconds > 0
     assert "left-out labels were predicted in" in str(outcome) and "CPU seconds" in str(outcome)
     kept = personal.Taste.load(ready.path("personal") / "taste.json")
     np.testing.assert_array_equal(kept.weights, outcome.taste.weights)
@@ -302,8 +317,8 @@ def test_from_labels_to_a_policy_that_is_found_again(ready):
 
 @pytest.mark.parametrize(("labels", "enough", "rounds"), [(True, -np.inf, 1), (True, np.inf, 2), (False, -np.inf, 2)])
 def test_no_round_follows_once_the_policy_surely_pleases(ready, tmp_path, monkeypatch, labels, enough, rounds):
-    choose, rounds_of = personal.best_answers, []
-    monkeypatch.setattr(personal, "best_answers", lambda *given: rounds_of.append(choose(*given)) or rounds_of[-1])
+    choose, rounds_of = personal.telling_pairs, []
+    monkeypatch.setattr(personal, "telling_pairs", lambda *given: rounds_of.append(choose(*given)) or rounds_of[-1])
     monkeypatch.setattr(personal, "EVIDENCE", -1.0)  # any taste counts; the control has none, and goes on
     monkeypatch.setattr(personal, "ENOUGH", enough)
     personal.personalise(ready, personal.simulated_labels(ready, "thorough", 30) if labels else None, folder=tmp_path)
