@@ -57,7 +57,7 @@ STYLE = 0.5  # how far answers to one prompt differ in each mark of style, where
 DOUBT = 1.0  # by how many standard deviations an answer has to be better for sure: what the labels leave open is not chased
 EVIDENCE = 2.0  # nats by which left-out labels have to be predicted better than by a coin; one set of coin flips in twenty is
 ENOUGH = math.log(9)  # better than the first answers nine times in ten, at the lower end: no further round, it would follow errors
-KEEP = 0.4  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
+KEEP = 0.3  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
 LEARNING = Training(learning_rate=8e-4, batch_size=16)  # in the first round; then less by the same amount from round to round
 BETA = 0.2  # of DPO; each round starts from the policy of the last, which is its reference
 ROUNDS = 3  # on fresh answers, after the one on the candidates
