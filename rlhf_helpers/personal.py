@@ -17,7 +17,7 @@ Two steps, both small because fifty noisy labels are little:
    al., 2024, arXiv:2402.04792). Whoever takes the best of many by a reward with errors takes its errors too. So what counts is the lower
    end of the taste, below its mean by as much as fifty labels leave open about this answer (as Coste et al., 2024, arXiv:2310.02743, have
    it with an ensemble; here the fit itself says how sure it is), and once the policy's answers surely please (`ENOUGH`), there is no
-   further round. And only what passes the guard (`admissible`) is ever preferred, so that the policy cannot slide into saying nothing.
+   further round. And only what passes the guard (`admissible`) is ever preferred, so that the policy does not slide into saying nothing.
 """
 
 import json
