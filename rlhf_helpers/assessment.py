@@ -16,7 +16,7 @@ from .world.judge import POINTS, Verdict, judged
 from .world.splits import NOVELTIES, bias_pairs, evaluation_requests, novelties
 
 # all that a run may have, in the order of the series; of the iterations of GRPO the first and the last
-MODELS = ("base", "sft", "best_of_n", "rloo", "grpo", in_iteration("grpo", ITERATIONS), "ppo", "dpo")
+MODELS = ("base", "sft", "best_of_n", "rloo", "grpo", in_iteration("grpo", ITERATIONS), "ppo", "dpo", "dpo_2")
 
 FIXED_PROMPTS = (  # shown before and after each stage
     "How can I sleep better at night? Give me two tips.",

@@ -1,15 +1,23 @@
-"""Direct preference optimisation (Rafailov et al., 2023, arXiv:2305.18290): from comparisons to a policy without a reward model."""
+"""Direct preference optimisation (Rafailov et al., 2023, arXiv:2305.18290): from comparisons to a policy.
+
+Offline the pairs are given, and no reward model is needed. Online the policy makes its own pairs, and a reward labels them.
+"""
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from .models import chat, load_policy, load_tokenizer
-from .profiles import Training
+from .models import chat, load_policy, load_tokenizer, sample
+from .profiles import OnlineDPO, Training
+from .rewards import Reward, reward_of
 from .training import History, length_grouped, run_trainer, trainer_settings
 
 MAX_LENGTH = 256
@@ -31,6 +39,49 @@ def train_dpo(start: str | Path, rows: list[dict], folder: str | Path, training:
         raise RuntimeError(f"the first DPO loss is {history.rows[0]['loss']:.4f}, not ln 2 = 0.6931: "
                            "policy and reference differ; pass the folder of the SFT model")
     return history
+
+
+def best_and_worst(prompts: Sequence[str], answers: Sequence[str], scores: np.ndarray, allowed: np.ndarray,
+                   one_in: int) -> list[tuple[float, dict]]:
+    """The best answers to each prompt against its worst ones, as preferences, each with the difference of its scores; widest first.
+
+    One answer in `one_in` is taken from either end, at least one. Answers that are not `allowed` are never preferred.
+    """
+    of_prompt, pairs = defaultdict(list), []
+    for k in np.argsort(-scores, kind="stable"):
+        of_prompt[prompts[k]].append(k)
+    for prompt, ranked in of_prompt.items():
+        number = max(1, len(ranked) // one_in)
+        best = [k for k in ranked if allowed[k]][:number]
+        worst = [k for k in reversed(ranked) if k not in best][:number]
+        pairs += [(scores[b] - scores[w], {"prompt": prompt, "chosen": answers[b], "rejected": answers[w]}) for b, w in zip(best, worst)
+                  if scores[b] > scores[w] and answers[b] != answers[w]]
+    return sorted(pairs, key=lambda pair: -pair[0])
+
+
+def train_online(start: str | Path, reward: str | Path | Reward, prompts: list[str], folder: str | Path, plan: OnlineDPO, beta: float,
+                 seed: int = 0, max_new_tokens: int = 96) -> list[History]:
+    """DPO in rounds, each on new pairs: the policy answers, a reward labels its best answers against its worst, and again.
+
+    In rounds as in Xu et al. (2023, arXiv:2312.16682), the best against the worst as in Dong et al. (2024, arXiv:2405.07863). The reference
+    of each round is the policy that gave its answers; steps shrink from round to round. An answer that was cut off counts as the worst.
+
+    Raises:
+        RuntimeError: if in some round no answer beat another: the policy gives the same answer always, or the reward is constant.
+    """
+    tokenizer, scored, policy, histories = load_tokenizer(start), reward if callable(reward) else reward_of(reward), start, []
+    for number in range(plan.rounds):
+        asked = prompts[number * plan.prompts:(number + 1) * plan.prompts] * plan.answers
+        said = sample(load_policy(policy), tokenizer, asked, seed=1000 * seed + number, max_new_tokens=max_new_tokens)
+        finished, scores = np.array(said.finished), np.array(scored(asked, said.texts))
+        pairs = best_and_worst(asked, said.texts, np.where(finished, scores, scores.min()), finished, plan.one_in)
+        if not pairs:
+            raise RuntimeError(f"round {number + 1} found no pair: no answer to any of {plan.prompts} prompts has a higher reward than another")
+        training = replace(plan.training, learning_rate=plan.training.learning_rate * (1 - number / plan.rounds))
+        histories.append(train_dpo(policy, [pair for _, pair in pairs], folder, training, beta, seed + number,
+                                   title=f"Online DPO on {len(pairs)} pairs, round {number + 1}"))
+        policy = folder
+    return histories
 
 
 def trl_metrics(policy: str | Path, reference: str | Path, rows: list[dict], beta: float) -> dict:

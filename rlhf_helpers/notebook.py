@@ -4,8 +4,9 @@ import html
 import sys
 import time
 
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]  # Okabe and Ito, for the colour-blind
-MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999",
+           "#882255"]  # Okabe and Ito, for the colour-blind; the last one is from Tol
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*", "h"]
 
 
 def in_notebook() -> bool:

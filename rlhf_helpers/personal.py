@@ -26,7 +26,6 @@ import random
 import re
 import tempfile
 import time
-from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -37,7 +36,7 @@ import numpy as np
 import torch
 from scipy.linalg import block_diag
 
-from .dpo import train_dpo
+from .dpo import best_and_worst, train_dpo
 from .formats import as_text, atomic_write_text, read_candidates
 from .labelling.session import LabellingSession
 from .labelling.store import LabelStore, pairs_in
@@ -323,16 +322,8 @@ def telling_pairs(taste: Taste, prompts: list[str], answers: list[str], finished
     if taste.counts:
         total += taste.surely_above(prompts, reading) / spread
     total = np.where(complete(taste, answers, finished), total, total.min())
-    allowed, of_prompt, pairs = admissible(taste, prompts, answers, finished, reading), defaultdict(list), []
-    for k in np.argsort(-total, kind="stable"):
-        of_prompt[prompts[k]].append(k)
-    for prompt, ranked in of_prompt.items():
-        number = max(1, len(ranked) // ENDS)
-        best = [k for k in ranked if allowed[k]][:number]
-        worst = [k for k in reversed(ranked) if k not in best][:number]
-        pairs += [(total[b] - total[w], {"prompt": prompt, "chosen": answers[b], "rejected": answers[w]}) for b, w in zip(best, worst)
-                  if total[b] > total[w] and answers[b] != answers[w]]
-    return [pair for _, pair in sorted(pairs, key=lambda pair: -pair[0])[:PAIRS]]
+    allowed = admissible(taste, prompts, answers, finished, reading)
+    return [pair for _, pair in best_and_worst(prompts, answers, total, allowed, ENDS)[:PAIRS]]
 
 
 @dataclass(frozen=True)

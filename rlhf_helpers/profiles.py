@@ -43,6 +43,17 @@ class RejectionSampling:
 
 
 @dataclass(frozen=True)
+class OnlineDPO:
+    """DPO on pairs of one's own: in each round, `answers` to each of `prompts` prompts, one in `one_in` taken from either end."""
+
+    rounds: int
+    prompts: int
+    answers: int
+    one_in: int
+    training: Training  # in the first round; then less by the same amount from round to round
+
+
+@dataclass(frozen=True)
 class ProximalPolicyOptimisation:
     """One PPO run: `steps` rollouts of `batch_size` answers, each used for `epochs` passes of `minibatches` updates.
 
@@ -79,6 +90,7 @@ class Profile:
     sft: Training = Training(learning_rate=3e-4, batch_size=16, epochs=2.0)
     comparison_prompts: int = 1000
     counts: float = 0.4  # share of the prompts for comparisons and RL that must ask for a number of tips, where the SFT model errs most
+    demanding: float = 0.5  # share of the prompts for RL, and for comparisons of its answers, that must have two instructions
     responses: int = 3  # sampled for each prompt; every two of them make a pair
     later_comparison_prompts: int = 200  # in the second iteration and the third, two of the policy's answers and one of SFT to each
     reward_model: Training = Training(learning_rate=1.5e-4, batch_size=16)
@@ -86,11 +98,13 @@ class Profile:
     grpo: ReinforcementLearning = ReinforcementLearning(
         steps=8, batch_size=64, generations=8, learning_rate=1e-3, beta=0.4, sampled=16)  # in each of the iterations
     rejection: RejectionSampling = RejectionSampling(
-        rounds=2, prompts=64, answers=8, best=0.2, training=Training(learning_rate=6e-4, batch_size=16, epochs=2.0))  # before later GRPO
+        rounds=3, prompts=64, answers=16, best=0.1, training=Training(learning_rate=6e-4, batch_size=16, epochs=2.0))  # before later GRPO
     ppo: ProximalPolicyOptimisation = ProximalPolicyOptimisation(
         steps=12, batch_size=48, learning_rate=1e-3, beta=0.03, epochs=2, trace=1.0)
     dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=60)
     dpo_beta: float = 0.2
+    online_dpo: OnlineDPO = OnlineDPO(
+        rounds=2, prompts=64, answers=16, one_in=8, training=Training(learning_rate=4e-4, batch_size=16, epochs=2.0))
     best_of: int = 4
     evaluation_prompts: int = 300
     bias_pairs: int = 320
@@ -105,6 +119,7 @@ PROFILES = {p.name: p for p in (
     PRACTICE,
     replace(PRACTICE, name="quick", instructions=160, comparison_prompts=40, later_comparison_prompts=10,
             evaluation_prompts=24, bias_pairs=16, best_of=2, dpo=replace(PRACTICE.dpo, steps=4, batch_size=8),
+            online_dpo=replace(PRACTICE.online_dpo, rounds=1, prompts=8),
             rloo=replace(PRACTICE.rloo, steps=3, batch_size=16), grpo=replace(PRACTICE.grpo, steps=3, batch_size=16),
             rejection=replace(PRACTICE.rejection, rounds=1, prompts=8),
             ppo=replace(PRACTICE.ppo, steps=3, batch_size=16), bars=False),

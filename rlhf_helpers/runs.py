@@ -27,6 +27,7 @@ ARTIFACTS = {  # stage: (file or folder in the run, the notebook that makes it)
     "grpo": ("grpo", "06_reinforcement_learning"),
     "ppo": ("ppo", "07_ppo"),
     "dpo": ("dpo", "08_direct_preference_optimisation"),
+    "dpo_2": ("dpo_2", "08_direct_preference_optimisation"),
     "personal": ("personal", "11_your_fifty_labels"),
 }
 ITERATIONS = 3  # of comparisons, reward model and GRPO; what the later ones make bears their number: `grpo_2`, `grpo_3`

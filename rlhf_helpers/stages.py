@@ -41,6 +41,7 @@ def brief(profile: Profile) -> Profile:
     return replace(profile, brief=True, instructions=third(profile.instructions), comparison_prompts=third(profile.comparison_prompts),
                    later_comparison_prompts=third(profile.later_comparison_prompts),
                    rejection=replace(profile.rejection, prompts=third(profile.rejection.prompts)),
+                   online_dpo=replace(profile.online_dpo, prompts=third(profile.online_dpo.prompts)),
                    rloo=replace(profile.rloo, steps=third(profile.rloo.steps)), grpo=replace(profile.grpo, steps=third(profile.grpo.steps)),
                    ppo=replace(profile.ppo, steps=third(profile.ppo.steps)))
 
@@ -70,7 +71,8 @@ def make_candidates(run: Run, iteration: int = 1) -> list[dict]:
     profile, last = run.profile, in_iteration("grpo", iteration - 1)
     number, speakers = (profile.comparison_prompts, ["sft"] * profile.responses) if iteration == 1 else (
         profile.later_comparison_prompts, [last, last, "sft"])
-    prompts = [write_prompt(r) for r in training_requests(number, in_iteration(f"comparisons {run.seed}", iteration), profile.counts)]
+    prompts = [write_prompt(r) for r in training_requests(number, in_iteration(f"comparisons {run.seed}", iteration), profile.counts,
+                                                          profile.demanding if iteration > 1 else 0.0)]
     models = {name: (load_policy(need(run, name)), load_tokenizer(run.path(name))) for name in dict.fromkeys(speakers)}
     settings = {"temperature": 1.0, "max_new_tokens": profile.max_new_tokens, "seed": run.seed}
     answers = [sample(*models[name], prompts, max_new_tokens=profile.max_new_tokens, seed=1000 * run.seed + k).texts
@@ -125,16 +127,26 @@ def make_reward_model(run: Run, iteration: int = 1):
         return history
 
 
+def _prompts(run: Run, number: int, stage: str) -> list[str]:
+    """Prompts on which a policy answers to learn: of training topics and wordings, drawn apart from those of all other stages."""
+    return [write_prompt(r) for r in training_requests(number, stage, run.profile.counts, run.profile.demanding)]
+
+
 def rl_prompts(run: Run, number: int = 1000, iteration: int = 1) -> list[str]:
-    """Prompts for reinforcement learning: of training topics and wordings, drawn apart from those of the comparisons."""
-    return [write_prompt(r) for r in training_requests(number, in_iteration(f"rl {run.seed}", iteration), run.profile.counts)]
+    """Prompts for reinforcement learning."""
+    return _prompts(run, number, in_iteration(f"rl {run.seed}", iteration))
 
 
 def rejection_prompts(run: Run, iteration: int = 2) -> list[str]:
-    """Prompts for all rounds of rejection sampling, drawn apart from all others in the same way."""
+    """Prompts for all rounds of rejection sampling."""
     plan = run.profile.rejection
-    return [write_prompt(r) for r in training_requests(plan.rounds * plan.prompts, in_iteration(f"rejection {run.seed}", iteration),
-                                                       run.profile.counts)]
+    return _prompts(run, plan.rounds * plan.prompts, in_iteration(f"rejection {run.seed}", iteration))
+
+
+def online_prompts(run: Run) -> list[str]:
+    """Prompts for all rounds of online DPO."""
+    plan = run.profile.online_dpo
+    return _prompts(run, plan.rounds * plan.prompts, f"online DPO {run.seed}")
 
 
 def make_rejection(run: Run, iteration: int = 2) -> list[int]:
@@ -186,9 +198,19 @@ def make_dpo(run: Run):
         return train_dpo(need(run, "sft"), training, folder, run.profile.dpo, run.profile.dpo_beta, run.seed)
 
 
+def make_online_dpo(run: Run):
+    """08: on from there, on pairs of the policy's own answers, which the newest reward model of the run labels."""
+    from .dpo import train_online
+    newest = next((name for k in range(ITERATIONS, 1, -1) if run.has(name := in_iteration("reward_model", k))), "reward_model")
+    start, reward_model, profile = need(run, "dpo"), need(run, newest), run.profile
+    with run.building("dpo_2") as folder:
+        return train_online(start, reward_model, online_prompts(run), folder, profile.online_dpo, profile.dpo_beta, run.seed,
+                            profile.max_new_tokens)
+
+
 ITERATED = {"candidates": make_candidates, "labels": make_preferences, "preferences": make_preferences,
             "reward_model": make_reward_model, "grpo": partial(make_policy, method="grpo")}
 MAKERS = {"instructions": make_instructions, "sft": make_sft, "rloo": partial(make_policy, method="rloo"), "ppo": make_ppo,
-          "dpo": make_dpo, "personal": make_personal,
+          "dpo": make_dpo, "dpo_2": make_online_dpo, "personal": make_personal,
           **{in_iteration("rejection", k): partial(make_rejection, iteration=k) for k in range(2, ITERATIONS + 1)},
           **{in_iteration(stage, k): partial(maker, iteration=k) for stage, maker in ITERATED.items() for k in range(1, ITERATIONS + 1)}}

@@ -29,7 +29,7 @@ from rlhf_helpers.models import (
     repetition,
     sample,
 )
-from rlhf_helpers.profiles import ReinforcementLearning, RejectionSampling, Training
+from rlhf_helpers.profiles import OnlineDPO, ReinforcementLearning, RejectionSampling, Training
 
 FEW = Training(learning_rate=1e-3, batch_size=4, steps=2)
 
@@ -490,6 +490,61 @@ def test_dpo_with_another_reference_is_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(dpo, "DPOTrainer", changed_in_memory)
     with pytest.raises(RuntimeError, match="not ln 2 = 0.6931: policy and reference differ; pass the folder"):
         dpo.train_dpo(tiny, preferences(4), tmp_path / "dpo", FEW, beta=0.5)
+
+
+def test_the_best_meet_the_worst_of_the_same_prompt():
+    prompts, answers = ["p"] * 4 + ["q"] * 4, list("abcdwxyz")
+    scores, allowed = np.array([3.0, 1.0, 2.0, 0.0, 9.0, 5.0, 5.5, 6.0]), np.array([True] * 4 + [False] + [True] * 3)
+    said = lambda one_in, **given: [(gap, row["prompt"], row["chosen"], row["rejected"]) for gap, row in dpo.best_and_worst(  # noqa: E731
+        prompts, given.get("answers", answers), given.get("scores", scores), given.get("allowed", allowed), one_in)]
+    assert said(4) == [(3.0, "p", "a", "d"), (1.0, "q", "z", "x")], "w is not allowed to be preferred"
+    assert said(2) == [(3.0, "p", "a", "d"), (1.0, "q", "z", "x"), (1.0, "p", "c", "b")], "y has nothing under it that is left but w"
+    assert said(100) == said(4), "at least one from either end"
+    assert said(2, scores=np.zeros(8)) == said(2, allowed=np.full(8, False)) == said(2, answers=["a"] * 8) == []
+
+
+@given(st.lists(st.tuples(st.sampled_from("pqr"), st.integers(-3, 3), st.booleans()), min_size=1, max_size=40), st.integers(1, 5))
+def test_whatever_the_scores_each_pair_is_of_one_prompt_and_in_order(rows, one_in):
+    prompts, scores, allowed = ([row[k] for row in rows] for k in range(3))
+    answers = [f"{k}" for k in range(len(rows))]
+    pairs = dpo.best_and_worst(prompts, answers, np.array(scores, float), np.array(allowed), one_in)
+    assert [gap for gap, _ in pairs] == sorted((gap for gap, _ in pairs), reverse=True)
+    used = [int(row[side]) for _, row in pairs for side in ("chosen", "rejected")]
+    assert len(used) == len(set(used)), "an answer stands in one pair at most"
+    for gap, row in pairs:
+        best, worst = int(row["chosen"]), int(row["rejected"])
+        assert prompts[best] == prompts[worst] == row["prompt"] and allowed[best] and scores[best] - scores[worst] == gap > 0
+
+
+def test_online_dpo_earns_more_in_smaller_and_smaller_steps(tiny, tmp_path, monkeypatch):
+    """Two rounds towards answers with many commas: more of them, each round's reference the policy that answered, the start untouched."""
+    commas = lambda prompts, answers: [answer.count(",") - 0.02 * len(answer.split()) for answer in answers]  # noqa: E731
+    plan = OnlineDPO(rounds=2, prompts=12, answers=8, one_in=4, training=Training(learning_rate=4e-3, batch_size=8, epochs=2.0))
+    prompts, before, calls, train = [p for p, _ in threads(24, seed=3)], (tiny / "model.safetensors").read_bytes(), [], dpo.train_dpo
+    monkeypatch.setattr(dpo, "train_dpo", lambda *given, **named: calls.append(given) or train(*given, **named))
+    histories = dpo.train_online(tiny, commas, prompts, tmp_path, plan, beta=0.1, max_new_tokens=24)
+    assert [call[0] for call in calls] == [tiny, tmp_path] and [call[3].learning_rate for call in calls] == [4e-3, 2e-3]
+    asked_in = [{row["prompt"] for row in call[1]} for call in calls]
+    assert asked_in[0] <= set(prompts[:12]) and asked_in[1] <= set(prompts[12:]) and len(histories) == 2
+    asked, tokenizer = [prompt for prompt, _ in threads(40, seed=4)], load_tokenizer(tiny)
+    earned = [np.mean(commas(asked, sample(load_policy(folder), tokenizer, asked, seed=5, max_new_tokens=24).texts))
+              for folder in (tiny, tmp_path)]
+    assert earned[1] > earned[0] + 0.1 and (tiny / "model.safetensors").read_bytes() == before
+
+
+def test_online_dpo_prefers_no_answer_that_was_cut_off_and_needs_a_difference(tiny, tmp_path, monkeypatch):
+    """The longest are paid best, and eight tokens are few: what has no end counts as the worst, whatever its reward."""
+    plan, kept = OnlineDPO(rounds=1, prompts=8, answers=8, one_in=4, training=FEW), []
+    monkeypatch.setattr(dpo, "sample", lambda *given, **named: kept.append(sample(*given, **named)) or kept[-1])
+    caught_rows, train = [], dpo.train_dpo
+    monkeypatch.setattr(dpo, "train_dpo", lambda *given, **named: caught_rows.extend(given[1]) or train(*given, **named))
+    prompts = [prompt for prompt, _ in threads(8, seed=6)]
+    dpo.train_online(tiny, lambda prompts, answers: [len(a) for a in answers], prompts, tmp_path, plan, beta=0.1, max_new_tokens=8)
+    finished = dict(zip(zip(prompts * 8, kept[0].texts), kept[0].finished))
+    assert caught_rows and all(finished[row["prompt"], row["chosen"]] for row in caught_rows)
+    assert any(not finished[row["prompt"], row["rejected"]] for row in caught_rows)
+    with pytest.raises(RuntimeError, match="round 1 found no pair: no answer to any of 8 prompts has a higher reward"):
+        dpo.train_online(tiny, lambda prompts, answers: [0.0] * len(answers), prompts, tmp_path, plan, beta=0.1)
 
 
 # --- the order of the rows, and curves ----------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def test_the_report_has_the_shape_of_the_design(built):
         assert set(built[group]) == models
         assert all(set(figure) == set(FIGURE) for figure in built[group].values())
     assert set(built["labels"]) == {"human", "simulated", "agreement_alpha"}
-    assert built["missing"] == ["rloo", "grpo", "ppo"]
+    assert built["missing"] == ["rloo", "grpo", "ppo", "dpo_2"]
 
 
 def test_the_figures_are_those_of_the_answers(run, built):
@@ -119,7 +119,7 @@ def test_with_weights_a_copy_of_sft_is_at_no_distance_and_ties_with_it(tmp_path)
     assert built["kl_from_sft"]["grpo_3"] == pytest.approx({"estimate": 0, "low": 0, "high": 0, "n": 6}, abs=1e-4)
     assert built["win_rate_vs_sft"]["grpo_3"]["estimate"] == 0.5
     assert built["answers"]["grpo_3"] == built["answers"]["base"] and all(built["answers"]["grpo_3"])
-    assert built["missing"] == ["best_of_n", "rloo", "grpo", "ppo", "dpo"]
+    assert built["missing"] == ["best_of_n", "rloo", "grpo", "ppo", "dpo", "dpo_2"]
 
 
 # --- figures of assessment.py that only the report uses -----------------------------------------------------------------
@@ -299,7 +299,7 @@ def test_bars_at_their_edges(built):
     built["distinct"] = {"sft": figure(1.0), built["final"]: figure(0.5)}
     found = met(built)
     assert found["GRPO_3, the better RL method: win rate against SFT"] is True
-    assert found["DPO: win rate against SFT"] is True
+    assert found["DPO, the better kind of DPO: win rate against SFT"] is True
     assert found["final policy against base: bias gap"] is True
     assert found["final policy against base: unsafe rate"] is False
     assert found["final policy against SFT: distinct answers"] is True

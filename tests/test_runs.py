@@ -318,7 +318,7 @@ def test_asking_for_the_last_stages_makes_all_before_them(tiny_run, tiny_chat_ru
     run = tiny_chat_run
     stages.need(run, "grpo_3")
     stages.need(run, "ppo")
-    stages.need(run, "dpo")
+    stages.need(run, "dpo_2")
     stages.need(run, "personal")
     said = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "making a quick one" in line]
     assert said[0] == "grpo_3" and said[-1] == "personal" and len(said) == len(set(said))

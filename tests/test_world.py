@@ -287,6 +287,14 @@ def test_a_share_of_the_requests_can_ask_for_a_number_of_tips():
     assert share[0.4] == pytest.approx(0.4 + 0.6 * share[0.0], abs=0.05) and share[1.0] == 1.0 and 0.05 < share[0.0] < 0.3
 
 
+def test_a_share_of_the_requests_can_be_demanding():
+    share = {two: sum(len(r.instructions) == 2 for r in training_requests(1000, 0, demanding=two)) / 1000 for two in (0.0, 0.5, 1.0)}
+    assert share[0.5] == pytest.approx(0.5 + 0.5 * share[0.0], abs=0.05) and share[1.0] == 1.0 and 0.2 < share[0.0] < 0.3
+    both = training_requests(300, 0, 1.0, 1.0)
+    assert all(len(r.instructions) == 2 and any(i.kind == "count" for i in r.instructions) for r in both)
+    assert not any(novelties(r) or is_reserved(r) for r in both)
+
+
 def test_splits_repeat_with_their_seed():
     assert training_requests(50, 1) == training_requests(50, 1) != training_requests(50, 2)
     assert evaluation_requests(30) == evaluation_requests(30)

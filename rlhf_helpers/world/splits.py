@@ -44,10 +44,10 @@ def corpus_requests(seed: str) -> Iterator[Request]:
             yield request
 
 
-def training_requests(number: int, seed: int | str, counts: float = 0.0) -> list[Request]:
+def training_requests(number: int, seed: int | str, counts: float = 0.0, demanding: float = 0.0) -> list[Request]:
     """Different requests for the stages after the base model: nothing reserved and nothing held out.
 
-    `counts` is the share of them that must ask for a number of tips; the others may.
+    `counts` is the share of them that must ask for a number of tips, `demanding` the share that must have two instructions; the others may.
     """
     world, held = catalogue(), catalogue().heldout
     topics = sorted(set(world.topics) - set(held["topics"]))
@@ -57,9 +57,9 @@ def training_requests(number: int, seed: int | str, counts: float = 0.0) -> list
     dice, found = Dice(f"training {seed}"), {}
     draw = partial(ask, dice, topics, questions=questions, wordings=wordings, pairs=pairs)
     while len(found) < number:
-        a_count = counts > 0 and dice.flip(counts)
+        a_count, two = counts > 0 and dice.flip(counts), demanding > 0 and dice.flip(demanding)
         request = draw()
-        while a_count and not any(i.kind == "count" for i in request.instructions):
+        while a_count and not any(i.kind == "count" for i in request.instructions) or two and len(request.instructions) < 2:
             request = draw()
         if not is_reserved(request):
             found.setdefault(write_prompt(request), request)
