@@ -89,9 +89,9 @@ def trl_metrics(policy: str | Path, reference: str | Path, rows: list[dict], bet
 
     The library's values to check a formula against.
     """
+    at_once = max(k for k in range(1, PAIRS_AT_ONCE + 1) if len(rows) % k == 0)  # equal parts, whose means have the mean of all
     with TemporaryDirectory() as folder:
-        settings = trainer_settings(folder, 0, learning_rate=0.0, per_device_train_batch_size=len(rows), max_steps=1,
-                                    max_length=MAX_LENGTH, beta=beta)
+        settings = trainer_settings(folder, 0, Training(0.0, len(rows), steps=1), at_once, max_length=MAX_LENGTH, beta=beta)
         trainer = DPOTrainer(model=str(policy), ref_model=load_policy(reference), processing_class=load_tokenizer(policy),
                              train_dataset=_dataset(rows), args=DPOConfig(**settings))
         trainer.remove_callback(PrinterCallback)

@@ -48,7 +48,6 @@ def test_all_notebooks_ran_in_order(chain):
     assert times == sorted(times)
 
 
-@pytest.mark.xfail(reason="bar met too narrowly to rely on: notebooks 07 and 08 take up to 1.2 GB (see the README)")
 def test_every_kernel_keeps_to_its_memory(chain):
     took = json.loads((chain.folder / "notebooks.json").read_text())
     assert max(figures["peak_rss_mb"] for figures in took.values()) < 1200
