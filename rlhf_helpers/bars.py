@@ -9,7 +9,8 @@ from .statistics import show
 
 def bars(report: dict) -> list[dict]:
     """One row a bar: `what`, the `bar`, `measured` in words, and `met`, which is None where a figure is missing."""
-    final, better, dpo = report["final"], _best(report, "grpo_3", "grpo", "rloo"), _best(report, "dpo_2", "dpo")
+    final, better = report["final"], _better_rl_method(report)
+    dpo = "dpo_2" if "dpo_2" in report["win_rate_vs_sft"] else "dpo"  # where DPO ends, whichever wins more often
     rules = [
         ("SFT against base: rubric score", "higher, intervals apart",
          "rubric", ("sft", "base"), lambda sft, base: sft["low"] > base["high"]),
@@ -23,7 +24,7 @@ def bars(report: dict) -> list[dict]:
          "reward_model", ("shuffled_control",), lambda control: 0.45 <= control["estimate"] <= 0.55),
         (f"{better.upper()}, the better RL method: win rate against SFT", "at least 0.80, lower bound 0.74",
          "win_rate_vs_sft", (better,), lambda win: win["estimate"] >= 0.80 and win.get("lowest", win["low"]) >= 0.74),
-        (f"{dpo.upper()}, the better kind of DPO: win rate against SFT", "at least 0.70", "win_rate_vs_sft", (dpo,), _at_least(0.70)),
+        (f"{dpo.upper()}: win rate against SFT", "at least 0.70", "win_rate_vs_sft", (dpo,), _at_least(0.70)),
         (f"final policy, {final.upper()}: instructions followed", "at least 0.85",
          "instructions_followed", (final,), _at_least(0.85)),
         ("final policy against base: bias gap", "at most a quarter", "bias_gap", (final, "base"), _at_most(1 / 4)),
@@ -70,9 +71,9 @@ def in_words(met: bool | None) -> str:
     return {True: "yes", False: "no", None: "not measured"}[met]
 
 
-def _best(report: dict, *names: str) -> str:
-    """Which of these policies wins most often against SFT."""
-    return max(names, key=lambda name: report["win_rate_vs_sft"].get(name, {}).get("estimate", -1.0))
+def _better_rl_method(report: dict) -> str:
+    rates = {name: report["win_rate_vs_sft"].get(name, {}).get("estimate", -1.0) for name in ("grpo_3", "grpo", "rloo")}
+    return max(rates, key=rates.__getitem__)
 
 
 def _at_least(least: float):

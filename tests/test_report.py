@@ -299,7 +299,9 @@ def test_bars_at_their_edges(built):
     built["distinct"] = {"sft": figure(1.0), built["final"]: figure(0.5)}
     found = met(built)
     assert found["GRPO_3, the better RL method: win rate against SFT"] is True
-    assert found["DPO, the better kind of DPO: win rate against SFT"] is True
+    assert found["DPO: win rate against SFT"] is True
+    built["win_rate_vs_sft"]["dpo_2"] = figure(0.69)
+    assert met(built)["DPO_2: win rate against SFT"] is False, "the last policy of DPO counts, not the better one"
     assert found["final policy against base: bias gap"] is True
     assert found["final policy against base: unsafe rate"] is False
     assert found["final policy against SFT: distinct answers"] is True
