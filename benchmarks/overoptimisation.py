@@ -111,9 +111,10 @@ class Lab:
         return biased_labels(part, liking, share / 2 if careful else share, seed)
 
     def _model(self, problem: str, seed: int, member: int = 0, careful: bool = False) -> Path:
-        """The folder of a reward model, trained if it is not there yet. The problem `careful` has no weakness."""
-        if problem == "all" and seed == self.run.seed:
-            return self.run.path("reward_model")
+        """The folder of a reward model, trained if it is not there yet. The problem `careful` has no weakness.
+
+        The run's own model would not do for `all`: it weighs two clues beside, which the others have not.
+        """
         folder = self.folder / f"{problem}_{seed}_{member}{'_careful' * careful}"
         if not (folder / "config.json").exists():
             rows, plan = self.labels(problem, seed, member, careful), self.run.profile.reward_model

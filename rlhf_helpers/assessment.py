@@ -12,7 +12,7 @@ from .runs import ARTIFACTS, ITERATIONS, DamagedArtifact, Run, in_iteration
 from .statistics import difference_of_pairs, mean, share, win_rate
 from .world.catalogue import catalogue
 from .world.grammar import FAULTS, INSTRUCTIONS, Request, write_prompt
-from .world.judge import POINTS, Verdict, judged
+from .world.judge import POINTS, Verdict, distinct, judged
 from .world.splits import NOVELTIES, bias_pairs, evaluation_requests, novelties
 
 # all that a run may have, in the order of the series; of the iterations of GRPO the first and the last
@@ -126,6 +126,19 @@ def followed_by_kind(run: Run, name: str) -> dict[str, dict]:
     main = verdicts_of(run, name, pairs=False)
     return {kind: share([v.followed[kind] for v in main if kind in v.followed]) for kind in INSTRUCTIONS
             if any(kind in v.followed for v in main)}
+
+
+def tips_given(run: Run, name: str) -> dict[str, dict[str, dict]]:
+    """For each number of tips that is asked for, the shares of the answers that give `fewer` (different ones), `as many` and `more`.
+
+    Over the evaluation prompts and the bias pairs, since few of the former ask for any one number.
+    """
+    numbers, surplus = catalogue().language["numbers"], {number: [] for number in catalogue().language["numbers"]}
+    for request, verdict in zip(evaluation_set(run), verdicts_of(run, name)):
+        if wish := request.wish("count"):
+            surplus[wish.value].append(distinct(verdict.advice) - numbers.index(wish.value) - 1)
+    sides = {"fewer": lambda k: k < 0, "as many": lambda k: k == 0, "more": lambda k: k > 0}
+    return {number: {side: share(map(true_of, found)) for side, true_of in sides.items()} for number, found in surplus.items() if found}
 
 
 def rubric_by_novelty(run: Run, name: str) -> dict[str, dict]:

@@ -15,7 +15,9 @@ from rlhf_helpers.formats import BadData
 from rlhf_helpers.profiles import get_profile
 from rlhf_helpers.report_page import forest, page
 from rlhf_helpers.runs import Run
+from rlhf_helpers.world.catalogue import catalogue
 from rlhf_helpers.world.grammar import CROWD, TEACHER, Dice, Quality, answer
+from rlhf_helpers.world.judge import judge
 
 FIGURE = {"estimate": 1.5, "low": 1.0, "high": 2.0, "n": 60}
 SPOTLESS = Quality(*[0.0] * 11, courtesy=1.0, reasons=0.5, lead_in=0.0)
@@ -141,6 +143,19 @@ def test_instructions_by_kind_count_each_wish_once(run):
     wishes = sum(len(request.instructions) for request in assessment.evaluation_set(run)[:60])
     assert sum(kind["n"] for kind in kinds.values()) == wishes
     assert min(kind["estimate"] for kind in kinds.values()) > 0.8  # SPOTLESS heeds every instruction
+
+
+def test_the_number_of_tips_is_missed_on_either_side(run, monkeypatch):
+    requests = [r for r in assessment.evaluation_set(run) if r.wish("count")]
+    given = assessment.tips_given(run, "grpo_3")
+    assert sum(shares["as many"]["n"] for shares in given.values()) == len(requests)
+    assert all(shares["as many"]["estimate"] == 1 for shares in given.values())  # SPOTLESS counts right
+    topic = catalogue().topics[requests[0].topic]
+    two = " ".join(f"{tip.text}." for tip in [topic.tips[0], topic.tips[1], topic.tips[0]])  # the third repeats the first
+    monkeypatch.setattr(assessment, "verdicts_of", lambda run, name: [judge(r, two) for r in assessment.evaluation_set(run)])
+    assert {number: [shares[side]["estimate"] for side in ("fewer", "as many", "more")]
+            for number, shares in assessment.tips_given(run, "grpo_3").items()} == {
+        "one": [0, 0, 1], "two": [0, 1, 0], "three": [1, 0, 0], "four": [1, 0, 0]}
 
 
 def test_distinct_n_by_hand():

@@ -395,7 +395,7 @@ def _find_faults(sentences, advice, request) -> frozenset[str]:
     if sum(not s.known and s.ended and _is_prose(s.words) for s in sentences) >= 3:
         faults.add("rambling")
     texts = [tuple(s.words) for s in sentences if len(s.words) > 1]
-    if _distinct(advice) < len(advice) or len(set(texts)) < len(texts):
+    if distinct(advice) < len(advice) or len(set(texts)) < len(texts):
         faults.add("repetition")
     count = request.wish("count") if request else None
     if count and not _follows(count, sentences, advice):
@@ -416,7 +416,7 @@ def _is_cut_off(sentences) -> bool:
     return not (last.complete or listed)
 
 
-def _distinct(advice) -> int:
+def distinct(advice: list[Advice]) -> int:
     """Number of different pieces of advice; own words are compared without their function words."""
     return len({(a.topic, frozenset(WORD.findall(a.tip.lower())) - FUNCTION_WORDS) for a in advice})
 
@@ -439,7 +439,7 @@ def _greets(sentence: _Sentence) -> bool:
 
 
 _CHECKS = {
-    "count": lambda value, sentences, advice: _distinct(advice) == catalogue().language["numbers"].index(value) + 1,
+    "count": lambda value, sentences, advice: distinct(advice) == catalogue().language["numbers"].index(value) + 1,
     "list": _is_list,
     "one_sentence": lambda value, sentences, advice: len(sentences) == 1,
     "first_word": lambda value, sentences, advice: sentences[0].words[0] == value.lower(),
@@ -462,7 +462,7 @@ def _score(request, sentences, advice, faults, followed) -> Verdict:
     if on_topic:
         criteria["relevance"] = POINTS["relevance"] * _weight(on_topic) / len(useful)
         criteria["instructions"] = POINTS["instructions"] * (sum(followed.values()) / len(followed) if followed else 1.0)
-        criteria["tips"] = POINTS["tips"] * min(1.0, _distinct(on_topic) / _wanted(request))
+        criteria["tips"] = POINTS["tips"] * min(1.0, distinct(on_topic) / _wanted(request))
         criteria["reasons"] = POINTS["reasons"] * _reason_share(on_topic, request)
     if on_topic or unknown < len(sentences):
         criteria["warmth"] = POINTS["warmth"] * _is_warm(sentences, faults, request)
