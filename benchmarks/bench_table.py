@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from rlhf_helpers.statistics import show
-
 METHODS = {  # name: the plan in the profile, what the table says
     "ppo": ("ppo", "PPO, this repository's"),
     "trl112_ppo": ("ppo", "PPO, TRL 1.12"),
@@ -85,7 +83,7 @@ def markdown(found: dict) -> str:
              f"Seconds are of the processor (CPU) and on the wall, medians with the smallest and largest in brackets.", "",
              "| ratio | measured (95 %) | bar |", "|---|---|---|"]
     for name, value in found["ratios"].items():
-        lines.append(f"| {name} | {show(value)} | {bar(name, value)} |")
+        lines.append(f"| {name} | {in_words(value)} | {bar(name, value)} |")
     lines += ["", f"## To the target: rubric {found['target']:.2f}, the SFT model has {found['start']:.2f}", "",
               "| method | reached | answers | CPU s | wall s | CPU s for 1,000 answers | wall s | peak MB |", "|---" * 8 + "|"]
     for method in methods(found):
@@ -137,6 +135,12 @@ def bar(name: str, value: dict) -> str:
     keeps = (lambda x: x <= bound) if words == "at most" else (lambda x: x >= bound)
     sure = keeps(value["low"]) == keeps(value["high"])
     return f"{words} {bound:g}: {'met' if keeps(value['estimate']) else 'missed'}{'' if sure else ', but the interval holds the bar'}"
+
+
+def in_words(value: dict) -> str:
+    """Estimate and interval of a ratio; a number that comes of `NEVER` is none, and is called so."""
+    told = {key: f"{value[key]:.2f}" if value[key] < NEVER / 1000 else "never" for key in ("estimate", "low", "high")}
+    return f"{told['estimate']} ({told['low']} to {told['high']}, n {value['n']})"
 
 
 def spread(values: list[float], digits: int = 1) -> str:

@@ -76,7 +76,8 @@ def train_online(start: str | Path, reward: str | Path | Reward, prompts: list[s
         finished, scores = np.array(said.finished), np.array(scored(asked, said.texts))
         pairs = best_and_worst(asked, said.texts, np.where(finished, scores, scores.min()), finished, plan.one_in)
         if not pairs:
-            raise RuntimeError(f"round {number + 1} found no pair: no answer to any of {plan.prompts} prompts has a higher reward than another")
+            raise RuntimeError(f"round {number + 1} found no pair: no answer to any of {plan.prompts} prompts has a higher reward "
+                               "than another")
         training = replace(plan.training, learning_rate=plan.training.learning_rate * (1 - number / plan.rounds))
         histories.append(train_dpo(policy, [pair for _, pair in pairs], folder, training, beta, seed + number,
                                    title=f"Online DPO on {len(pairs)} pairs, round {number + 1}"))

@@ -33,7 +33,7 @@ class ReinforcementLearning:
 
 @dataclass(frozen=True)
 class RejectionSampling:
-    """Learning from one's own best answers: in each round, `answers` to each of `prompts` prompts, of which the `best` share is imitated."""
+    """Learning from one's own best answers: in each round, `answers` to each of `prompts` prompts; the `best` share of them is imitated."""
 
     rounds: int
     prompts: int

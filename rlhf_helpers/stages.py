@@ -159,7 +159,7 @@ def make_rejection(run: Run, iteration: int = 2) -> list[int]:
 
 
 def make_policy(run: Run, method: str, iteration: int = 1):
-    """06: optimise the SFT model against the reward model with `rloo` or `grpo`; later, the policy of `make_rejection` against the new one."""
+    """06: optimise SFT against the reward model with `rloo` or `grpo`; later, the policy of `make_rejection` against the new one."""
     from .rl import train_policy
     start = need(run, "sft" if iteration == 1 else in_iteration("rejection", iteration))
     reward_model, prompts = need(run, in_iteration("reward_model", iteration)), rl_prompts(run, iteration=iteration)

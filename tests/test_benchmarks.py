@@ -214,6 +214,16 @@ def test_ratios_and_the_table():
     assert wall["ratios"]["ppo_vs_trl112_ppo"] == found["ratios"]["ppo_vs_trl112_ppo"] and "on: G, 2 cores" in bench_table.markdown(wall)
 
 
+def test_a_target_that_was_not_reached_has_no_ratio():
+    found = figures()
+    found["policies"][0]["to_target"] = None
+    ratio = bench_table.ratios(found)["ppo_vs_trl112_ppo"]
+    assert bench_table.in_words(ratio) == f"{ratio['estimate']:.2f} ({ratio['low']:.2f} to never, n 3)"
+    for row in found["policies"][:3]:
+        row["to_target"] = None
+    assert bench_table.in_words(bench_table.ratios(found)["ppo_vs_trl112_ppo"]) == "never (never to never, n 3)"
+
+
 def test_a_bar_whose_value_is_uncertain_says_so():
     value = {"estimate": 0.4, "low": 0.3, "high": 0.9, "n": 3}
     assert bench_table.bar("ppo_vs_trl112_ppo", value) == "at most 0.5: met, but the interval holds the bar"

@@ -331,5 +331,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000)
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of the system's figure, and how memory is kept, differ elsewhere")
 def test_memory_does_not_grow_with_the_number_of_rows():
     settings = os.environ | {"MALLOC_ARENA_MAX": "1", "PYTHONPATH": str(ROOT)}
-    grown = subprocess.run([sys.executable, "-c", GROWTH, str(DATA / "base_model")], env=settings, capture_output=True, text=True, check=True)
+    grown = subprocess.run([sys.executable, "-c", GROWTH, str(DATA / "base_model")], env=settings, capture_output=True, text=True,
+                           check=True)
     assert float(grown.stdout) < 80  # MB
