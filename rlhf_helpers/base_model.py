@@ -241,6 +241,7 @@ def train(work: Path, rounds: tuple[Round, ...], seed: int, peak: float = PEAK):
 
 # --- measuring ----------------------------------------------------------------------------------------------------------------
 
+TIPS = 12  # that each topic has
 HELD_OUT = 900_000  # the first of the shards that no training reaches
 
 
@@ -274,10 +275,12 @@ def measure(folder: Path, seed: int, number: int = 1000) -> dict:
     rates = {fault: {who: share([fault in v.faults for v in seen]) for who, seen in verdicts.items()} for fault in FAULTS}
     rates["on-topic tips"] = {who: share([a.topic == read_prompt(p).topic for p, v in zip(prompts, seen) for a in v.advice])
                               for who, seen in verdicts.items()}
+    said_twice = {tips: {who: share(["repetition" in v.faults for v in seen if len(v.advice) == tips]) for who, seen in verdicts.items()}
+                  | {"blind": 1 - math.perm(TIPS, tips) / TIPS ** tips} for tips in (2, 3, 4)}
     tokens = torch.cat(completion_log_probs(model, tokenizer, prompts, [t.reply for t in threads]))
     bigram = bigram_log_probs(tokenizer, seed, threads)
     return {
-        "weights": count_weights(model), "samples": number, "rates": rates,
+        "weights": count_weights(model), "samples": number, "rates": rates, "said_twice": said_twice,
         "unknown_sentences": {who: sum(v.unknown for v in seen) / sum(v.sentences for v in seen) for who, seen in verdicts.items()},
         "rubric": {who: mean([v.score for v in seen]) for who, seen in verdicts.items()},
         "nats_per_token": {"model": -tokens.mean().item(), "bigram": -sum(bigram) / len(bigram),
@@ -289,10 +292,13 @@ def write_card(folder: Path, figures: dict) -> None:
     """The model card, with every figure from `measure`."""
     rates = "\n".join(f"| {name} | {r['corpus']['estimate']:.3f} | {r['model']['estimate']:.3f} | {r['model']['low']:.3f} to "
                       f"{r['model']['high']:.3f} |" for name, r in figures["rates"].items())
+    said_twice = "\n".join(f"| {tips} | {row['corpus']['estimate']:.2f} | {row['model']['estimate']:.2f} | {row['model']['low']:.2f} to "
+                           f"{row['model']['high']:.2f} | {row['model']['n']} | {row['blind']:.2f} |"
+                           for tips, row in figures["said_twice"].items())
     nats = "\n".join(f"| {name} | {value:.3f} | {math.exp(value):.2f} |" for name, value in figures["nats_per_token"].items())
     size = (folder / "model.safetensors").stat().st_size / 1e6
     atomic_write_text(folder / "README.md", CARD.format(
-        weights=figures["weights"], size=size, rates=rates, nats=nats, samples=figures["samples"],
+        weights=figures["weights"], size=size, rates=rates, said_twice=said_twice, nats=nats, samples=figures["samples"],
         counting=sum(round_.steps for round_ in ROUNDS if round_.numbers),
         unknown=figures["unknown_sentences"], rubric={k: show(v) for k, v in figures["rubric"].items()}, **figures["training"]))
 
@@ -322,6 +328,13 @@ the judge. Rates are per answer (on-topic tips: per tip) with a 95 % Wilson inte
 | | corpus | model | interval |
 |---|---|---|---|
 {rates}
+
+Of the answers with so many tips, the share in which one comes twice; the last column is what drawing them blindly from the twelve of a
+topic would give.
+
+| tips | corpus | model | interval | n (model) | blindly |
+|---|---|---|---|---|---|
+{said_twice}
 
 Sentences that the judge does not understand: corpus {unknown[corpus]:.3f}, model {unknown[model]:.3f} (cut-off ends included).
 Rubric score: corpus {rubric[corpus]}, model {rubric[model]}.

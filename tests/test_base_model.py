@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_helpers import base_model
 from rlhf_helpers.base_model import BASE_MODEL, Round, learning_rate
 from rlhf_helpers.models import load_tokenizer
+from rlhf_helpers.world.catalogue import catalogue
 from rlhf_helpers.world.grammar import read_prompt
 from rlhf_helpers.world.judge import judge
 from rlhf_helpers.world.splits import evaluation_requests, is_reserved
@@ -263,3 +264,15 @@ def test_the_committed_card_gives_the_measured_figures():
 def test_the_committed_model_shows_a_fault_as_often_as_its_corpus(name):
     rate = json.loads((BASE_MODEL / "figures.json").read_text())["rates"][name]
     assert abs(rate["corpus"]["estimate"] - rate["model"]["estimate"]) <= 0.05
+
+
+@committed
+def test_the_committed_card_says_how_often_a_tip_comes_twice():
+    """Beside what drawing blindly from the tips of a topic gives: of two, one in twelve is the other again."""
+    assert {len(topic.tips) for topic in catalogue().topics.values()} == {base_model.TIPS}
+    said_twice, card = json.loads((BASE_MODEL / "figures.json").read_text())["said_twice"], (BASE_MODEL / "README.md").read_text()
+    blind = {str(tips): sum(len(set(drawn)) < tips for drawn in product(range(12), repeat=tips)) / 12 ** tips for tips in (2, 3, 4)}
+    assert {tips: row["blind"] for tips, row in said_twice.items()} == pytest.approx(blind)
+    for tips, row in said_twice.items():
+        assert row["corpus"]["estimate"] < row["blind"]
+        assert f"| {tips} | {row['corpus']['estimate']:.2f} | {row['model']['estimate']:.2f} |" in card
