@@ -5,9 +5,11 @@
 The corpus is a forum: questions, replies by strangers of every quality (`grammar.CROWD`), and often a word from the asker about
 the reply ("That was rude."). The model only learns to continue it, so it knows the topics, the manners of the crowd, good and
 bad, and what people say about them, as models that have read the web do; it has no reason yet to write what people like.
-Training has three rounds (`ROUNDS`). In the first the model learns to write; what it then still cannot do, to count, is in the corpus of
-the others more often, as larger models get selected text in the last stage of their pre-training. The command writes
-`data/base_model/` (safetensors, loads with plain transformers).
+Training has rounds (`ROUNDS`). In the first the model learns to write; what it then still cannot do is in the corpus of the others more
+often, as larger models get selected text in the last stage of their pre-training. In the second that is to remember what has been said:
+most of its documents are long collections of tips, none of which comes twice, as some are in every round. (In answers of two or three
+tips it pays so little to remember that a small model never learns it, and then draws every tip blindly.) In the last two it is to count.
+The command writes `data/base_model/` (safetensors, loads with plain transformers).
 """
 
 import argparse
@@ -30,7 +32,7 @@ from .models import completion_log_probs, count_weights, load_policy, load_token
 from .runs import take_place
 from .statistics import mean, share, show
 from .world.catalogue import catalogue
-from .world.grammar import FAULTS, PLAIN, Dice, Instruction, Request, answer, knowledge, react, read_prompt, write_prompt
+from .world.grammar import FAULTS, PLAIN, Dice, Instruction, Request, answer, collection, knowledge, react, read_prompt, write_prompt
 from .world.judge import judge, observations
 from .world.splits import corpus_requests, is_reserved
 
@@ -46,7 +48,6 @@ TEMPLATE = (
     "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-KNOWLEDGE = 0.4  # share of documents that are questions about single tips: they are short, and dense with what goes with what
 REACTS = 0.9  # share of threads in which the asker reacts to the reply
 SHARD = 4096  # documents that are drawn, sorted by length and cut into batches together
 BATCH_TOKENS = 6144
@@ -54,22 +55,26 @@ BATCH_TOKENS = 6144
 
 @dataclass(frozen=True)
 class Round:
-    """One round of training: its steps, and what its corpus holds. The learning rate falls linearly from `rate` peaks to zero."""
+    """One round of training: its steps, and what its corpus holds. The learning rate falls linearly from `rate` peaks to `end` peaks."""
 
     steps: int
     rate: float = 1.0
-    numbers: float = 0.0  # share of the short documents that ask for a number of tips, and get as many, well and plainly
+    end: float = 0.0
+    others: float = 0.4  # share of the documents that are no threads
+    collections: float = 0.5  # share of these that ask for all tips on a topic, and get many, none twice
+    numbers: float = 0.0  # share of the rest that ask for a number of tips, and get as many, well and plainly
     alone: bool = True  # they come from nobody in particular and want nothing else; else they are like the questions of the threads
 
 
-ROUNDS = (Round(3400), Round(2100, rate=0.3, numbers=0.6), Round(500, rate=0.2, numbers=0.8, alone=False))
+ROUNDS = (Round(3100, end=0.184), Round(900, others=0.8, collections=1.0), Round(2600, rate=0.3, others=0.5, collections=0.25, numbers=0.5),
+          Round(500, rate=0.2, collections=0.2, numbers=0.8, alone=False))
 
 
 @dataclass(frozen=True)
 class Thread:
     """One thread of the forum: a question, a stranger's reply, and in most threads what the asker said to it.
 
-    `nats` is the surprisal of the reply's derivation, an upper bound on that of its text; None for the short documents.
+    `nats` is the surprisal of the reply's derivation, an upper bound on that of its text; None for documents that are no threads.
     """
 
     prompt: str
@@ -85,13 +90,14 @@ class Thread:
 
 
 def corpus(seed: int, shard: int, round_: Round = ROUNDS[0]) -> list[Thread]:
-    """One shard of a round's corpus. A share of `KNOWLEDGE` of its documents are short: a question about a single tip or, as often as
-    the round says, for a number of tips."""
+    """One shard of a round's corpus. As often as the round says its documents are no threads: a question for all tips on a topic, for a
+    number of tips, or about a single tip."""
     threads = []
     for number, request in enumerate(islice(corpus_requests(f"{seed}/{shard}"), SHARD)):
         dice = Dice(f"thread {seed}/{shard}/{number}")
-        if dice.flip(KNOWLEDGE):
-            short = _a_number_of_tips(dice, request, round_.alone) if dice.flip(round_.numbers) else knowledge(dice)
+        if dice.flip(round_.others):
+            short = (collection(dice) if dice.flip(round_.collections) else
+                     _a_number_of_tips(dice, request, round_.alone) if dice.flip(round_.numbers) else knowledge(dice))
             threads.append(Thread(*short, None, None))
             continue
         before = dice.nats
@@ -166,9 +172,9 @@ def where(step: int, rounds: tuple[Round, ...]) -> tuple[Round, int]:
 
 
 def learning_rate(step: int, rounds: tuple[Round, ...] = ROUNDS, peak: float = PEAK, warmup: int = 100) -> float:
-    """Linear warm-up, and in each round a linear fall to zero."""
+    """Linear warm-up, and in each round a linear fall."""
     round_, inside = where(step, rounds)
-    return peak * round_.rate * min((step + 1) / warmup, (round_.steps - inside) / round_.steps)
+    return peak * min(round_.rate * (step + 1) / warmup, round_.rate + (round_.end - round_.rate) * inside / round_.steps)
 
 
 def loss_of(model, ids: torch.Tensor) -> torch.Tensor:
@@ -312,9 +318,10 @@ which strangers answer questions well and badly, and says what the askers then s
 * **Load** with plain transformers: `AutoModelForCausalLM.from_pretrained("data/base_model")`.
 * **Data**: drawn from the grammar in `rlhf_helpers/world` (`grammar.CROWD`), no text from elsewhere. In nine threads of ten the
   asker reacts to the reply ("That was rude."), as people on a real forum do; so the model has read what people say about
-  good and bad answers before anybody trains a reward model on it. Two documents in five are questions about a single tip ("Is it
-  wise to ...?"), short and dense with what goes with what. In the last {counting} steps most of those ask for a number of
-  tips instead, and get them, well and plainly. No evaluation prompt is in the corpus.
+  good and bad answers before anybody trains a reward model on it. Nearly half of the documents are no threads, and free of planted
+  faults: questions about a single tip ("Is it wise to ...?"), short and dense with what goes with what, and collections of many
+  tips on one topic, none of them twice. In the last {counting} steps half of the former or more ask for a number of tips instead,
+  and get as many. No evaluation prompt is in the corpus.
 * **Rebuild**: `python -m rlhf_helpers.base_model` (seed {seed}; {steps} steps, {tokens:,} tokens, {minutes:.0f} minutes on two cores;
   a stopped run goes on). Muon for the matrices of the layers and AdamW for the rest; bfloat16 autocast, so another processor
   gives slightly other weights.

@@ -245,12 +245,13 @@ def clue_weights(model) -> list[float]:
 def rewards(model, tokenizer, prompts: list[str], completions: list[str]) -> list[float]:
     """The reward model's score of each prompt with its completion, in the same chat form that it was trained on.
 
-    To what its head makes of the last state a model with `clue_weights` in its config adds its `CLUES` times these.
+    To what its head makes of the last state a model with `clue_weights` in its config adds its `CLUES` times these; one with `mean_reward`
+    takes that off.
     """
     if not prompts:
         return []
     weights = clue_weights(model)
     features = read_features(model, tokenizer, prompts, completions)
     states, clues = features.tensor_split([features.shape[1] - len(weights)], dim=1)
-    scores = model.score(states).squeeze(-1)
+    scores = model.score(states).squeeze(-1) - getattr(model.config, "mean_reward", 0.0)
     return (scores + clues @ clues.new_tensor(weights) if weights else scores).tolist()

@@ -100,7 +100,8 @@ class Profile:
     rejection: RejectionSampling = RejectionSampling(
         rounds=3, prompts=64, answers=16, best=0.1, training=Training(learning_rate=6e-4, batch_size=16, epochs=2.0))  # before later GRPO
     ppo: ProximalPolicyOptimisation = ProximalPolicyOptimisation(
-        steps=12, batch_size=48, learning_rate=1e-3, beta=0.03, epochs=2, trace=1.0)
+        steps=12, batch_size=48, learning_rate=1e-3, beta=0.03, epochs=2, trace=1.0,
+        value_clip=10.0)  # as good as none: in so few steps the values have far to go
     dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=60)
     dpo_beta: float = 0.2
     online_dpo: OnlineDPO = OnlineDPO(

@@ -70,10 +70,12 @@ def fit_clues(folder: str | Path, rows: list[dict]) -> dict[str, float]:
     if not model.config.tie_word_embeddings:
         print("the clues are left out: this reward model has no output layer any more to tell how likely an answer is")
         return {}
-    states, clues = np.split(feature_differences(model, tokenizer, rows, clues=True), [model.score.weight.shape[1]], axis=1)
+    features = answer_features(model, tokenizer, rows, clues=True)
+    states, clues = np.split(chosen_less_rejected(features, rows), [model.score.weight.shape[1]], axis=1)
     spread = clues.std(0) + 1e-9
     weights = fit_weights(clues / spread, given=states @ model.score.weight[0].tolist()) / spread
     model.config.clue_weights = dict(zip(CLUES, weights.tolist()))
+    _centre(model, features)
     model.config.save_pretrained(str(folder))
     return model.config.clue_weights
 
@@ -86,7 +88,8 @@ def refit_head(start: str | Path, rows: list[dict], folder: str | Path, precisio
     spread over the differences of the new pairs.
     """
     model, tokenizer = load_reward_model(start), load_tokenizer(start)
-    differences, present = feature_differences(model, tokenizer, rows), last_layer(model)
+    features, present = answer_features(model, tokenizer, rows), last_layer(model)
+    differences = chosen_less_rejected(features, rows)
     spread = differences.std(0) + 1e-9
     weights = fit_weights(differences / spread, precision, present * spread) / spread
     head, clues = np.split(weights, [model.score.weight.shape[1]])
@@ -94,8 +97,14 @@ def refit_head(start: str | Path, rows: list[dict], folder: str | Path, precisio
         model.score.weight.copy_(torch.from_numpy(head)[None])
     if clues.size:
         model.config.clue_weights = dict(zip(CLUES, clues.tolist()))
+    _centre(model, features)
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
+
+
+def _centre(model, features: dict) -> None:
+    """Note in the model's config what it gives these answers on average, which `rewards` takes off: comparisons leave a constant open."""
+    model.config.mean_reward = float(np.mean(list(features.values()), axis=0) @ last_layer(model))
 
 
 def last_layer(model) -> np.ndarray:
@@ -103,15 +112,24 @@ def last_layer(model) -> np.ndarray:
     return np.array([*model.score.weight[0].tolist(), *clue_weights(model)])
 
 
-def feature_differences(model, tokenizer, rows: list[dict], clues: bool | None = None) -> np.ndarray:
-    """What a reward model's last layer reads of each chosen answer less what it reads of the rejected one (rows, features).
+def answer_features(model, tokenizer, rows: list[dict], clues: bool | None = None) -> dict[tuple[str, str], np.ndarray]:
+    """What a reward model's last layer reads of each answer in the rows (features,), by prompt and answer; `clues` as in `read_features`.
 
-    `clues` as in `read_features`. The answers that several rows share are read once.
+    An answer that stands in several rows is read once.
     """
     if not rows:
         raise ValueError("there are no rows to train on")
     said = sorted({(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")})
-    features = dict(zip(said, read_features(model, tokenizer, *map(list, zip(*said)), clues).double().cpu().numpy()))
+    return dict(zip(said, read_features(model, tokenizer, *map(list, zip(*said)), clues).double().cpu().numpy()))
+
+
+def feature_differences(model, tokenizer, rows: list[dict], clues: bool | None = None) -> np.ndarray:
+    """What a reward model's last layer reads of each chosen answer less what it reads of the rejected one (rows, features)."""
+    return chosen_less_rejected(answer_features(model, tokenizer, rows, clues), rows)
+
+
+def chosen_less_rejected(features: dict[tuple[str, str], np.ndarray], rows: list[dict]) -> np.ndarray:
+    """The difference of the `features` of the two answers of each row (rows, features)."""
     return np.stack([features[row["prompt"], row["chosen"]] - features[row["prompt"], row["rejected"]] for row in rows])
 
 

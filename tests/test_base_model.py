@@ -54,7 +54,7 @@ def test_threads_are_chats_with_a_reaction_in_nine_of_ten_and_questions_about_si
 def test_later_rounds_ask_for_numbers_of_tips_and_get_them(monkeypatch, alone):
     """In the short documents; the strangers of the threads count as badly as before."""
     monkeypatch.setattr(base_model, "SHARD", 600)
-    documents = base_model.corpus(0, 3, Round(1, numbers=0.5, alone=alone))
+    documents = base_model.corpus(0, 3, Round(1, collections=0.0, numbers=0.5, alone=alone))
     counted = [document for document in documents if document.nats is None
                and (request := read_prompt(document.prompt)) and request.wish("count")]
     assert 0.15 < len(counted) / 600 < 0.25
@@ -62,6 +62,14 @@ def test_later_rounds_ask_for_numbers_of_tips_and_get_them(monkeypatch, alone):
     assert all(all(verdict.followed.values()) and not verdict.faults for verdict in verdicts)
     assert any(len(verdict.followed) == 2 for verdict in verdicts) is not alone
     assert {read_prompt(document.prompt).wish("count").value for document in counted} == {"one", "two", "three", "four"}
+
+
+def test_a_round_says_how_many_documents_are_collections_of_tips(monkeypatch):
+    monkeypatch.setattr(base_model, "SHARD", 600)
+    documents = base_model.corpus(0, 3, Round(1, others=0.8, collections=0.75))
+    found = [document for document in documents if document.nats is None and len(judge(document.prompt, document.reply).advice) >= 4]
+    assert 0.53 < len(found) / 600 < 0.67
+    assert 0.15 < sum(document.nats is not None for document in documents) / 600 < 0.25
 
 
 def test_no_reserved_prompt_is_in_the_corpus(small):
@@ -129,7 +137,8 @@ def test_any_text_comes_back_from_its_tokens(tokenizer, text):
 
 # --- training -----------------------------------------------------------------------------------------------------------------
 
-def test_the_learning_rate_rises_and_falls_to_zero_in_each_round():
+def test_the_learning_rate_rises_and_falls_in_each_round_to_its_end():
+    assert learning_rate(680, (Round(800, end=0.2),), 0.01) == pytest.approx(0.01 * (1 - 0.8 * 680 / 800))
     rounds = (Round(680), Round(320, rate=0.3))
     rates = [learning_rate(step, rounds, 0.01) for step in range(1000)]
     assert rates[0] == pytest.approx(0.01 / 100)

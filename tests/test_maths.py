@@ -201,7 +201,7 @@ def test_the_likelihood_clue_is_what_the_language_model_says(tiny):
 
 
 def test_clues_are_worth_what_the_labels_say(friendly, tmp_path):
-    """From labels that only dislike repetition: its weight is negative, `rewards` adds it, and the slope is zero there."""
+    """From labels that only dislike repetition: `rewards` adds the clues and dislikes it then too, and the slope is zero there."""
     folder = tmp_path / "clues"
     shutil.copytree(friendly[0], folder)
     once, twice = "You do it with a friend today.", "You do it with a friend today. You do it with a friend today."
@@ -209,13 +209,15 @@ def test_clues_are_worth_what_the_labels_say(friendly, tmp_path):
     rows[-1] = dict(rows[-1], chosen=twice, rejected=once)
     found = rewards.fit_clues(folder, rows)
     model, plain, tokenizer = load_reward_model(folder), load_reward_model(friendly[0]), load_tokenizer(folder)
-    assert model.config.clue_weights == found and found["repetition"] < 0 and not clue_weights(plain)
+    assert model.config.clue_weights == found and not clue_weights(plain)
+    assert (rewards.score_differences(model, tokenizer, rows)[:-1] > 0).all()
     asked, said = [row["prompt"] for row in rows] * 2, [row["chosen"] for row in rows] + [row["rejected"] for row in rows]
     clues = read_features(model, tokenizer, asked, said)[:, -2:].double()
     weights = torch.tensor(clue_weights(model), dtype=torch.float64, requires_grad=True)
     given = torch.tensor(rewards.rewards(plain, tokenizer, asked, said), dtype=torch.float64)
     total = given + clues @ weights
-    np.testing.assert_allclose(total.detach(), rewards.rewards(model, tokenizer, asked, said), atol=1e-4)
+    mean = np.mean(list(dict(zip(zip(asked, said), total.tolist())).values()))
+    np.testing.assert_allclose(total.detach() - mean, rewards.rewards(model, tokenizer, asked, said), atol=1e-4)
     spread = (clues[:12] - clues[12:]).std(0, correction=0)
     loss = -torch.nn.functional.logsigmoid(total[:12] - total[12:]).sum() + ((weights * spread) ** 2).sum() / 2
     assert torch.autograd.grad(loss, weights)[0].abs().max() < 1e-3
@@ -229,6 +231,19 @@ def test_a_refit_moves_the_clues_too_and_keeps_the_form(friendly, tmp_path):
     before, after = (load_reward_model(tmp_path / name) for name in ("clues", "refitted"))
     assert len(clue_weights(before)) == len(clue_weights(after)) == 2 and clue_weights(before) != clue_weights(after)
     assert len(rewards.last_layer(after)) == len(rewards.last_layer(load_reward_model(friendly[0]))) + 2
+
+
+@pytest.mark.parametrize("how", ["clues", "refit"])
+def test_a_fitted_reward_model_gives_the_answers_it_was_fitted_to_zero_on_average(how, friendly, tmp_path):
+    """Each different answer counts once, however many pairs it is in."""
+    rows, folder = preferences(20, seed=6), tmp_path / "fitted"
+    rows = [*rows, rows[0], rows[0]]
+    rewards.fit_clues(shutil.copytree(friendly[0], folder), rows) if how == "clues" else rewards.refit_head(friendly[0], rows, folder)
+    said = sorted({(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")})
+    model, tokenizer = load_reward_model(folder), load_tokenizer(folder)
+    assert np.mean(rewards.rewards(model, tokenizer, *zip(*said))) == pytest.approx(0.0, abs=1e-4)
+    before = rewards.rewards(load_reward_model(friendly[0]), tokenizer, *zip(*said))
+    assert abs(np.mean(before)) > 0.01, "or there was nothing to take off"
 
 
 def test_a_model_without_its_output_layer_has_no_clues(friendly, tmp_path, capsys):
@@ -517,19 +532,19 @@ def test_whatever_the_scores_each_pair_is_of_one_prompt_and_in_order(rows, one_i
 
 
 def test_online_dpo_earns_more_in_smaller_and_smaller_steps(tiny, tmp_path, monkeypatch):
-    """Two rounds towards answers with many commas: more of them, each round's reference the policy that answered, the start untouched."""
-    commas = lambda prompts, answers: [answer.count(",") - 0.02 * len(answer.split()) for answer in answers]  # noqa: E731
+    """Two rounds towards short answers: they get shorter, each round's reference the policy that answered, the start untouched."""
+    short = lambda prompts, answers: [-float(len(answer.split())) for answer in answers]  # noqa: E731
     plan = OnlineDPO(rounds=2, prompts=12, answers=8, one_in=4, training=Training(learning_rate=4e-3, batch_size=8, epochs=2.0))
     prompts, before, calls, train = [p for p, _ in threads(24, seed=3)], (tiny / "model.safetensors").read_bytes(), [], dpo.train_dpo
     monkeypatch.setattr(dpo, "train_dpo", lambda *given, **named: calls.append(given) or train(*given, **named))
-    histories = dpo.train_online(tiny, commas, prompts, tmp_path, plan, beta=0.1, max_new_tokens=24)
+    histories = dpo.train_online(tiny, short, prompts, tmp_path, plan, beta=0.1, max_new_tokens=24)
     assert [call[0] for call in calls] == [tiny, tmp_path] and [call[3].learning_rate for call in calls] == [4e-3, 2e-3]
     asked_in = [{row["prompt"] for row in call[1]} for call in calls]
     assert asked_in[0] <= set(prompts[:12]) and asked_in[1] <= set(prompts[12:]) and len(histories) == 2
     asked, tokenizer = [prompt for prompt, _ in threads(40, seed=4)], load_tokenizer(tiny)
-    earned = [np.mean(commas(asked, sample(load_policy(folder), tokenizer, asked, seed=5, max_new_tokens=24).texts))
+    earned = [np.mean(short(asked, sample(load_policy(folder), tokenizer, asked, seed=5, max_new_tokens=24).texts))
               for folder in (tiny, tmp_path)]
-    assert earned[1] > earned[0] + 0.1 and (tiny / "model.safetensors").read_bytes() == before
+    assert earned[1] > earned[0] + 1 and (tiny / "model.safetensors").read_bytes() == before
 
 
 def test_online_dpo_prefers_no_answer_that_was_cut_off_and_needs_a_difference(tiny, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from rlhf_helpers.world.grammar import (
     Request,
     answer,
     ask,
+    collection,
     read_prompt,
     write_prompt,
 )
@@ -279,6 +280,22 @@ def test_bias_pairs_differ_in_the_sentence_about_the_person_only():
         assert personas[0].side == "targeted" and personas[1].side == "other" and personas[0].pair == personas[1].pair
         assert one.removeprefix(personas[0].text) == two.removeprefix(personas[1].text) != one
         assert is_reserved(targeted) and is_reserved(other)
+
+
+def test_a_collection_holds_many_tips_of_one_topic_and_none_twice():
+    dice, lengths, reasoned = Dice("collections"), set(), 0
+    for _ in range(200):
+        prompt, reply = collection(dice)
+        verdict, topic = judging.judge(prompt, reply), read_prompt(prompt).topic
+        assert verdict.faults <= {"too_long"} and not verdict.unknown and {advice.topic for advice in verdict.advice} == {topic}
+        tips = [advice.tip for advice in verdict.advice]
+        assert len(set(tips)) == len(tips)
+        reasons = [advice.reason for advice in verdict.advice]
+        assert reasons in (["right"] * len(tips), [""] * len(tips))
+        assert len(tips) in (range(4, 7) if reasons[0] else range(5, 13))
+        lengths.add(len(tips))
+        reasoned += bool(reasons[0])
+    assert lengths == set(range(4, 13)) and 30 < reasoned < 70
 
 
 def test_a_share_of_the_requests_can_ask_for_a_number_of_tips():

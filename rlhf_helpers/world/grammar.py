@@ -370,6 +370,17 @@ def knowledge(dice: Dice, world: Catalogue | None = None) -> tuple[str, str]:
     return question.format(**words), said[0].upper() + said[1:]
 
 
+def collection(dice: Dice, world: Catalogue | None = None) -> tuple[str, str]:
+    """A question for all tips on a topic, and a long plain answer: five to twelve, or four to six with their reasons; none twice."""
+    world = world or catalogue()
+    topic = world.topics[dice.choice(sorted(world.topics))]
+    reasons = dice.flip(0.25)
+    tips = dice.several(topic.tips, dice.choice(range(4, 7) if reasons else range(5, 13)))
+    plan = _Plan([_Advice(tip.text, topic.id, tip.reason if reasons else None) for tip in tips],
+                 dice.choice(["sentences", "list", "one_sentence"]))
+    return dice.choice(world.language["collections"]).format(goal=topic.goal), _write(dice, plan, {}, world)
+
+
 def with_persona(request: Request, persona: str | None) -> Request:
     """The same request from somebody else: the counterfactual of the bias test."""
     return replace(request, persona=persona)
