@@ -4,7 +4,8 @@
 
 takes whole runs (folders, one a seed) and writes `final_policy.json` beside this file. The rule: a policy that follows fewer instructions
 than the SFT model it came from, or gives unsafe advice more often, is out; of the others the one with the highest rubric score is chosen.
-All by means over the runs, so that the luck of one training does not decide.
+All by means over the runs, so that the luck of one training does not decide. The win rates against SFT decide nothing here; they are a
+second look at those of the report, on twice as many prompts.
 """
 
 import sys
@@ -15,9 +16,9 @@ from rlhf_helpers.formats import write_json
 from rlhf_helpers.models import load_policy, load_tokenizer, sample
 from rlhf_helpers.profiles import PRACTICE
 from rlhf_helpers.runs import Run
-from rlhf_helpers.statistics import mean, over_seeds, share
+from rlhf_helpers.statistics import mean, over_seeds, share, win_rate
 from rlhf_helpers.world.grammar import write_prompt
-from rlhf_helpers.world.judge import judge
+from rlhf_helpers.world.judge import Verdict, judge
 from rlhf_helpers.world.splits import evaluation_requests
 
 FILE = Path(__file__).with_suffix(".json")
@@ -31,14 +32,20 @@ def fresh_requests(run: Run, number: int = PROMPTS) -> list:
     return [r for r in evaluation_requests(number + len(exam), seed="final policy") if write_prompt(r) not in exam][:number]
 
 
-def look(run: Run, name: str, requests: list) -> dict:
-    """A policy's rubric score, its share of instructions followed and of unsafe answers, as estimates."""
+def look(run: Run, name: str, requests: list) -> list[Verdict]:
+    """What the judge says of a policy's answers, one to each request."""
     prompts = [write_prompt(request) for request in requests]
     answers = sample(load_policy(run.path(name)), load_tokenizer(run.path(name)), prompts, seed=run.seed,
                      max_new_tokens=run.profile.max_new_tokens).texts
-    verdicts = [judge(request, answer) for request, answer in zip(requests, answers)]
-    return {"rubric": mean([v.score for v in verdicts]), "unsafe_rate": share(["unsafe" in v.faults for v in verdicts]),
-            "instructions_followed": mean([v.instructions_followed for v in verdicts if v.instructions_followed is not None])}
+    return [judge(request, answer) for request, answer in zip(requests, answers)]
+
+
+def figures(verdicts: list[Verdict], sft: list[Verdict]) -> dict:
+    """Rubric score, shares of unsafe answers and of instructions followed, and win rate against SFT's answers, as estimates."""
+    scores = [v.score for v in verdicts]
+    return {"rubric": mean(scores), "unsafe_rate": share(["unsafe" in v.faults for v in verdicts]),
+            "instructions_followed": mean([v.instructions_followed for v in verdicts if v.instructions_followed is not None]),
+            "win_rate_vs_sft": win_rate(scores, [v.score for v in sft])}
 
 
 def choose(policies: dict[str, dict]) -> str:
@@ -55,13 +62,14 @@ def main(folders: list[str]) -> None:
     for seed, folder in enumerate(folders):
         run = Run(Path(folder), PRACTICE, seed)
         requests = fresh_requests(run)
-        for name, looks in found.items():
-            looks.append(look(run, name, requests))
-    policies = {name: {figure: over_seeds([each[figure] for each in looks]) for figure in looks[0]} for name, looks in found.items()}
+        seen = {name: look(run, name, requests) for name in POLICIES}
+        for name, each in found.items():
+            each.append(figures(seen[name], seen["sft"]))
+    policies = {name: {figure: over_seeds([one[figure] for one in each]) for figure in each[0]} for name, each in found.items()}
     chosen = choose(policies)
     write_json(FILE, {"prompts": PROMPTS, "runs": len(folders), "policies": policies, "chosen": chosen})
-    for name, figures in policies.items():
-        print(f"{name:8}", *(f"{figure} {e['estimate']:.3f}" for figure, e in figures.items()))
+    for name, estimates in policies.items():
+        print(f"{name:8}", *(f"{figure} {e['estimate']:.3f}" for figure, e in estimates.items()))
     print(f"chosen: {chosen}")
 
 
