@@ -123,9 +123,9 @@ def answer_features(model, tokenizer, rows: list[dict], clues: bool | None = Non
     return dict(zip(said, read_features(model, tokenizer, *map(list, zip(*said)), clues).double().cpu().numpy()))
 
 
-def feature_differences(model, tokenizer, rows: list[dict], clues: bool | None = None) -> np.ndarray:
+def feature_differences(model, tokenizer, rows: list[dict]) -> np.ndarray:
     """What a reward model's last layer reads of each chosen answer less what it reads of the rejected one (rows, features)."""
-    return chosen_less_rejected(answer_features(model, tokenizer, rows, clues), rows)
+    return chosen_less_rejected(answer_features(model, tokenizer, rows), rows)
 
 
 def chosen_less_rejected(features: dict[tuple[str, str], np.ndarray], rows: list[dict]) -> np.ndarray:
