@@ -4,6 +4,7 @@ The final policy is `Profile.final`, chosen on other prompts (`benchmarks/final_
 very test that is reported would flatter it.
 """
 
+from .runs import ITERATIONS, in_iteration
 from .statistics import show
 
 
@@ -72,7 +73,8 @@ def in_words(met: bool | None) -> str:
 
 
 def _better_rl_method(report: dict) -> str:
-    rates = {name: report["win_rate_vs_sft"].get(name, {}).get("estimate", -1.0) for name in ("grpo_3", "grpo", "rloo")}
+    methods = in_iteration("grpo", ITERATIONS), "grpo", "rloo"
+    rates = {name: report["win_rate_vs_sft"].get(name, {}).get("estimate", -1.0) for name in methods}
     return max(rates, key=rates.__getitem__)
 
 

@@ -40,7 +40,7 @@ from .dpo import best_and_worst, train_dpo
 from .formats import as_text, atomic_write_text, read_candidates
 from .labelling.session import LabellingSession
 from .labelling.store import LabelStore, pairs_in
-from .models import load_policy, load_reward_model, load_tokenizer, prompt_tokens, read_chats, sample
+from .models import load_policy, load_reward_model, load_tokenizer, prompt_tokens, read_chats, sample, side_by_side
 from .profiles import Training
 from .rejection import centred
 from .rewards import curvature, fit_weights
@@ -130,17 +130,20 @@ class Reading:
         return Reading(self.states[rows], self.style[rows], self.rewards[rows])
 
 
-@torch.inference_mode()
 def read_answers(model, tokenizer, prompts: list[str], answers: list[str]) -> Reading:
     """Let the reward model read each answer: its last state at the last token; of a middle layer, mean and sum over the answer."""
     starts = [len(prompt_tokens(tokenizer, prompt)) for prompt in prompts]
     states, rewards = [None] * len(prompts), np.zeros(len(prompts))
-    for picked, batch in read_chats(model, tokenizer, prompts, answers):
+
+    def read(chats):
+        picked, batch = chats
         layers = model.base_model(**batch, use_cache=False, output_hidden_states=True).hidden_states
         for row, (i, length) in enumerate(zip(picked, batch["attention_mask"].sum(1).tolist())):
             end, said = layers[-1][row, length - 1], layers[len(layers) // 2][row, starts[i]:length]
             states[i] = torch.cat([end, said.mean(0), said.sum(0)]).cpu().numpy()
             rewards[i] = model.score(end).item()
+
+    side_by_side(read, read_chats(model, tokenizer, prompts, answers))
     return Reading(np.stack(states).astype(float), np.array([style(answer) for answer in answers], float), rewards)
 
 

@@ -92,25 +92,25 @@ class Profile:
     counts: float = 0.4  # share of the prompts for comparisons and RL that must ask for a number of tips, where the SFT model errs most
     demanding: float = 0.5  # share of the prompts for RL, and for comparisons of its answers, that must have two instructions
     responses: int = 3  # sampled for each prompt; every two of them make a pair
-    later_comparison_prompts: int = 200  # in the second iteration and the third, two of the policy's answers and one of SFT to each
+    later_comparison_prompts: int = 200  # in the second iteration, two of the policy's answers and one of SFT to each
     reward_model: Training = Training(learning_rate=1.5e-4, batch_size=16)
     rloo: ReinforcementLearning = ReinforcementLearning(steps=10, batch_size=32, generations=4, learning_rate=8e-4, beta=0.05)
     grpo: ReinforcementLearning = ReinforcementLearning(
-        steps=8, batch_size=64, generations=8, learning_rate=1e-3, beta=0.4, sampled=16)  # in each of the iterations
-    rejection: RejectionSampling = RejectionSampling(
-        rounds=3, prompts=64, answers=16, best=0.1, training=Training(learning_rate=6e-4, batch_size=16, epochs=2.0))  # before later GRPO
+        steps=8, batch_size=64, generations=8, learning_rate=1e-3, beta=0.4, sampled=16)  # in each of the two iterations
+    rejection: RejectionSampling = RejectionSampling(  # before the second GRPO
+        rounds=3, prompts=64, answers=16, best=0.1, training=Training(learning_rate=6e-4, batch_size=16, epochs=4.0))
     ppo: ProximalPolicyOptimisation = ProximalPolicyOptimisation(
         steps=12, batch_size=48, learning_rate=1e-3, beta=0.03, epochs=2, trace=1.0,
         value_clip=10.0)  # as good as none: in so few steps the values have far to go
-    dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=60)
+    dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=40)
     dpo_beta: float = 0.2
     online_dpo: OnlineDPO = OnlineDPO(
-        rounds=2, prompts=64, answers=16, one_in=8, training=Training(learning_rate=4e-4, batch_size=16, epochs=2.0))
+        rounds=2, prompts=64, answers=16, one_in=8, training=Training(learning_rate=4e-4, batch_size=16, epochs=3.0))
     best_of: int = 4
     evaluation_prompts: int = 300
     bias_pairs: int = 320
     max_new_tokens: int = 96
-    final: str = "grpo_3"  # the policy that the final bars are about: chosen on other prompts (`benchmarks/final_policy.py`)
+    final: str = "grpo_2"  # the policy that the final bars are about: chosen on other prompts (`benchmarks/final_policy.py`)
     bars: bool = True
     brief: bool = False  # made smaller by `stages.brief`
 

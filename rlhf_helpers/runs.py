@@ -30,11 +30,11 @@ ARTIFACTS = {  # stage: (file or folder in the run, the notebook that makes it)
     "dpo_2": ("dpo_2", "08_direct_preference_optimisation"),
     "personal": ("personal", "11_your_fifty_labels"),
 }
-ITERATIONS = 3  # of comparisons, reward model and GRPO; what the later ones make bears their number: `grpo_2`, `grpo_3`
+ITERATIONS = 2  # of comparisons, reward model and GRPO; what a later one makes bears its number: `grpo_2`
 
 
 def in_iteration(stage: str, iteration: int) -> str:
-    """What a stage is called in an iteration: `grpo`, `grpo_2`, `grpo_3`."""
+    """What a stage is called in an iteration: `grpo`, `grpo_2`."""
     return stage if iteration == 1 else f"{stage}_{iteration}"
 
 

@@ -16,7 +16,7 @@ from rlhf_helpers.runs import ARTIFACTS, Run
 NOTEBOOKS = ["00_start_here", "01_baseline_model", "02_instruction_data", "03_supervised_fine_tuning", "04_human_comparisons",
              "05_reward_model", "06_reinforcement_learning", "07_ppo", "08_direct_preference_optimisation", "09_final_assessment",
              "11_your_fifty_labels"]
-TUNED = {"rloo", "grpo", "grpo_3", "ppo", "dpo", "dpo_2", "best_of_n"}
+TUNED = {"rloo", "grpo", "grpo_2", "ppo", "dpo", "dpo_2", "best_of_n"}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
 
 import pytest
@@ -174,6 +175,42 @@ def test_log_probs_equal_an_unpadded_pass(pair):
         expected = by_hand(model, tokenizer, prompt, answer)
         assert row.shape == expected.shape  # the end token is one of them, also where the answer is empty
         torch.testing.assert_close(row, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def two_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_batches_side_by_side_give_what_they_give_one_after_the_other(llama, tiny_reward_model, two_cores):
+    model, tokenizer, reading = *llama, load_reward_model(tiny_reward_model)
+    reading.config.clue_weights = {"likelihood": 0.5, "repetition": -1.0}
+    prompts, answers = PROMPTS * 4, ANSWERS * 4
+    log_probs, read = completion_log_probs(model, tokenizer, prompts, answers, 7), models.rewards(reading, tokenizer, prompts, answers)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    torch.testing.assert_close(log_probs, completion_log_probs(model, tokenizer, prompts, answers, 7), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(read, models.rewards(reading, tokenizer, prompts, answers), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("cores", "threads", "each"), [(2, 2, 1), (9, 4, 2)])
+def test_batches_side_by_side_share_the_cores(two_cores, cores, threads, each):
+    torch.set_num_threads(cores)
+    all_at_work, names = threading.Barrier(threads, timeout=10), set()
+
+    def work(batch):
+        all_at_work.wait()  # passes only when so many batches are being done at the same time
+        names.add(threading.current_thread().name)
+        assert torch.get_num_threads() == each and torch.is_inference_mode_enabled()
+
+    models.side_by_side(work, range(2 * threads))
+    assert len(names) == threads and torch.get_num_threads() == cores
+    with pytest.raises(ZeroDivisionError):
+        models.side_by_side(lambda batch: 1 / batch, range(4))
+    assert torch.get_num_threads() == cores
 
 
 def test_learned_positions_would_go_wrong_without_explicit_ones(tiny_gpt2):

@@ -21,7 +21,7 @@ from rlhf_helpers.world.judge import judge
 
 FIGURE = {"estimate": 1.5, "low": 1.0, "high": 2.0, "n": 60}
 SPOTLESS = Quality(*[0.0] * 11, courtesy=1.0, reasons=0.5, lead_in=0.0)
-WRITERS = {"base": CROWD, "sft": TEACHER, "grpo_3": SPOTLESS, "dpo": SPOTLESS}
+WRITERS = {"base": CROWD, "sft": TEACHER, "grpo_2": SPOTLESS, "dpo": SPOTLESS}
 HOSTILE = "</td></table><script>alert(1)</script><img src=x onerror=alert(1)> & 'quoted' \"text\" \x00\x1b \u202e"
 
 
@@ -76,10 +76,10 @@ def built(run, built_once):
 def test_the_report_has_the_shape_of_the_design(built):
     assert (built["profile"], built["seed"], built["final"]) == ("quick", 0, get_profile("quick").final)
     assert built["notebooks"] == {"01_baseline_model": {"seconds": 30.5, "peak_rss_mb": 700.0}}
-    every = {"base", "sft", "best_of_n", "grpo_3", "dpo"}
+    every = {"base", "sft", "best_of_n", "grpo_2", "dpo"}
     for group, models in {
         "rubric": every, "instructions_followed": every, "unsafe_rate": every, "bias_gap": every - {"best_of_n"},
-        "win_rate_vs_sft": every - {"base", "sft"}, "kl_from_sft": {"grpo_3", "dpo"},
+        "win_rate_vs_sft": every - {"base", "sft"}, "kl_from_sft": {"grpo_2", "dpo"},
         "reward_model": {"accuracy", "label_ceiling", "shuffled_control"},
     }.items():  # fmt: skip
         assert set(built[group]) == models
@@ -91,9 +91,9 @@ def test_the_report_has_the_shape_of_the_design(built):
 def test_the_figures_are_those_of_the_answers(run, built):
     assert built["rubric"]["base"]["n"] == 60 and built["unsafe_rate"]["base"]["n"] == 60 + 2 * 40
     assert built["bias_gap"]["base"]["n"] == 40
-    assert built["rubric"]["base"]["estimate"] < built["rubric"]["sft"]["estimate"] < built["rubric"]["grpo_3"]["estimate"]
-    assert built["unsafe_rate"]["grpo_3"]["estimate"] == built["bias_gap"]["grpo_3"]["estimate"] == 0
-    assert sum(f["estimate"] for f in built["criteria"]["grpo_3"].values()) >= built["rubric"]["grpo_3"]["estimate"] - 1e-9
+    assert built["rubric"]["base"]["estimate"] < built["rubric"]["sft"]["estimate"] < built["rubric"]["grpo_2"]["estimate"]
+    assert built["unsafe_rate"]["grpo_2"]["estimate"] == built["bias_gap"]["grpo_2"]["estimate"] == 0
+    assert sum(f["estimate"] for f in built["criteria"]["grpo_2"].values()) >= built["rubric"]["grpo_2"]["estimate"] - 1e-9
     assert built["win_rate_vs_sft"]["best_of_n"]["estimate"] > 0.5
 
 
@@ -115,12 +115,12 @@ def test_with_weights_a_copy_of_sft_is_at_no_distance_and_ties_with_it(tmp_path)
     """The base model stands for SFT and GRPO: the same answers, so no KL, a win rate of one half and the same fixed answers."""
     profile = replace(get_profile("quick"), evaluation_prompts=6, bias_pairs=2, max_new_tokens=24)
     run = Run(tmp_path, profile, 0)
-    for name in ("sft", "grpo_3"):
+    for name in ("sft", "grpo_2"):
         shutil.copytree(profile.base_model, run.path(name))
     built = report.build_report(run)
-    assert built["kl_from_sft"]["grpo_3"] == pytest.approx({"estimate": 0, "low": 0, "high": 0, "n": 6}, abs=1e-4)
-    assert built["win_rate_vs_sft"]["grpo_3"]["estimate"] == 0.5
-    assert built["answers"]["grpo_3"] == built["answers"]["base"] and all(built["answers"]["grpo_3"])
+    assert built["kl_from_sft"]["grpo_2"] == pytest.approx({"estimate": 0, "low": 0, "high": 0, "n": 6}, abs=1e-4)
+    assert built["win_rate_vs_sft"]["grpo_2"]["estimate"] == 0.5
+    assert built["answers"]["grpo_2"] == built["answers"]["base"] and all(built["answers"]["grpo_2"])
     assert built["missing"] == ["best_of_n", "rloo", "grpo", "ppo", "dpo", "dpo_2"]
 
 
@@ -139,7 +139,7 @@ def test_parts_add_up_to_the_whole(run):
 
 
 def test_instructions_by_kind_count_each_wish_once(run):
-    kinds = assessment.followed_by_kind(run, "grpo_3")
+    kinds = assessment.followed_by_kind(run, "grpo_2")
     wishes = sum(len(request.instructions) for request in assessment.evaluation_set(run)[:60])
     assert sum(kind["n"] for kind in kinds.values()) == wishes
     assert min(kind["estimate"] for kind in kinds.values()) > 0.8  # SPOTLESS heeds every instruction
@@ -147,14 +147,14 @@ def test_instructions_by_kind_count_each_wish_once(run):
 
 def test_the_number_of_tips_is_missed_on_either_side(run, monkeypatch):
     requests = [r for r in assessment.evaluation_set(run) if r.wish("count")]
-    given = assessment.tips_given(run, "grpo_3")
+    given = assessment.tips_given(run, "grpo_2")
     assert sum(shares["as many"]["n"] for shares in given.values()) == len(requests)
     assert all(shares["as many"]["estimate"] == 1 for shares in given.values())  # SPOTLESS counts right
     topic = catalogue().topics[requests[0].topic]
     two = " ".join(f"{tip.text}." for tip in [topic.tips[0], topic.tips[1], topic.tips[0]])  # the third repeats the first
     monkeypatch.setattr(assessment, "verdicts_of", lambda run, name: [judge(r, two) for r in assessment.evaluation_set(run)])
     assert {number: [shares[side]["estimate"] for side in ("fewer", "as many", "more")]
-            for number, shares in assessment.tips_given(run, "grpo_3").items()} == {
+            for number, shares in assessment.tips_given(run, "grpo_2").items()} == {
         "one": [0, 0, 1], "two": [0, 1, 0], "three": [1, 0, 0], "four": [1, 0, 0]}
 
 
@@ -166,9 +166,9 @@ def test_distinct_n_by_hand():
 
 
 def test_the_win_matrix_mirrors_itself(run):
-    matrix = assessment.win_matrix(run, ["base", "sft", "grpo_3"])
-    assert set(matrix["base"]) == {"sft", "grpo_3"}
-    assert matrix["base"]["grpo_3"]["estimate"] + matrix["grpo_3"]["base"]["estimate"] == pytest.approx(1)
+    matrix = assessment.win_matrix(run, ["base", "sft", "grpo_2"])
+    assert set(matrix["base"]) == {"sft", "grpo_2"}
+    assert matrix["base"]["grpo_2"]["estimate"] + matrix["grpo_2"]["base"]["estimate"] == pytest.approx(1)
 
 
 # --- the page -----------------------------------------------------------------------------------------------------------
@@ -308,12 +308,12 @@ def test_bars_at_their_edges(built):
     def figure(value, low=None):
         return {"estimate": value, "low": value if low is None else low, "high": value, "n": 300}
 
-    built["win_rate_vs_sft"] = {"grpo_3": figure(0.80, low=0.74), "dpo": figure(0.70)}
+    built["win_rate_vs_sft"] = {"grpo_2": figure(0.80, low=0.74), "dpo": figure(0.70)}
     built["bias_gap"] = {"base": figure(0.24), built["final"]: figure(0.06)}
     built["unsafe_rate"] = {"base": figure(0.10), built["final"]: figure(0.0201)}
     built["distinct"] = {"sft": figure(1.0), built["final"]: figure(0.5)}
     found = met(built)
-    assert found["GRPO_3, the better RL method: win rate against SFT"] is True
+    assert found["GRPO_2, the better RL method: win rate against SFT"] is True
     assert found["DPO: win rate against SFT"] is True
     built["win_rate_vs_sft"]["dpo_2"] = figure(0.69)
     assert met(built)["DPO_2: win rate against SFT"] is False, "the last policy of DPO counts, not the better one"
@@ -322,8 +322,8 @@ def test_bars_at_their_edges(built):
     assert found["final policy against SFT: distinct answers"] is True
     assert found["reward model: agrees with the judge on held-out pairs"] is True  # the fixture's accuracy is 1.5
     assert found["reward model: the same on the clearer half"] is None
-    built["win_rate_vs_sft"]["grpo_3"]["low"] = 0.739
-    assert met(built)["GRPO_3, the better RL method: win rate against SFT"] is False
+    built["win_rate_vs_sft"]["grpo_2"]["low"] = 0.739
+    assert met(built)["GRPO_2, the better RL method: win rate against SFT"] is False
     built["win_rate_vs_sft"]["rloo"] = figure(0.9)
     assert met(built)["RLOO, the better RL method: win rate against SFT"] is True
 

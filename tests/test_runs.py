@@ -317,13 +317,13 @@ def test_asking_for_the_last_stages_makes_all_before_them(tiny_run, tiny_chat_ru
     """`need` on an empty run folder, with real trainers on the tiny model: every artifact is made once, in order."""
     monkeypatch.setattr(personal, "MINIMUM", 5)  # of two answers of the tiny model, mostly neither is preferred
     run = tiny_chat_run
-    stages.need(run, "grpo_3")
+    stages.need(run, "grpo_2")
     stages.need(run, "ppo")
     stages.need(run, "dpo_2")
     stages.need(run, "personal")
     said = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "making a quick one" in line]
-    assert said[0] == "grpo_3" and said[-1] == "personal" and len(said) == len(set(said))
-    assert set(said) == set(ARTIFACTS) - {"rloo", "labels", "labels_2", "labels_3"}
+    assert said[0] == "grpo_2" and said[-1] == "personal" and len(said) == len(set(said))
+    assert set(said) == set(ARTIFACTS) - {"rloo", "labels", "labels_2"}
     assert all(run.has(stage) for stage in ARTIFACTS if stage != "rloo")
     training, held_out = stages.preferences(run)
     assert training and held_out and not {r["prompt"] for r in training} & {r["prompt"] for r in held_out}
