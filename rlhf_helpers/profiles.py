@@ -102,7 +102,7 @@ class Profile:
     ppo: ProximalPolicyOptimisation = ProximalPolicyOptimisation(
         steps=12, batch_size=48, learning_rate=1e-3, beta=0.03, epochs=2, trace=1.0,
         value_clip=10.0)  # as good as none: in so few steps the values have far to go
-    dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=40)
+    dpo: Training = Training(learning_rate=4e-4, batch_size=32, steps=40)  # sees three fifths of the pairs
     dpo_beta: float = 0.2
     online_dpo: OnlineDPO = OnlineDPO(
         rounds=2, prompts=64, answers=16, one_in=8, training=Training(learning_rate=4e-4, batch_size=16, epochs=3.0))

@@ -294,11 +294,11 @@ class Watch:
         self.seconds = round(time.monotonic() - self._started, 1)
         kernels = psutil.Process().children(recursive=True)
         self._seen(map(memory_peak, kernels))
-        if sum(map(memory_at_most, kernels)) > 1e6 * self.peak_rss_mb:  # to look closer takes a twentieth of a second
+        if in_mb(sum(map(memory_at_most, kernels))) > self.peak_rss_mb:  # to look closer takes a twentieth of a second
             self._seen([memory_together(kernels)])
 
     def _seen(self, sizes):
-        self.peak_rss_mb = max(self.peak_rss_mb, *(round(size / 1e6, 1) for size in sizes), 0.0)
+        self.peak_rss_mb = max([self.peak_rss_mb, *map(in_mb, sizes)])
 
     def _show(self):
         line = f"{self.title}: cell {self.cell} of {self.cells}, {self.seconds:.0f} s"
@@ -307,6 +307,10 @@ class Watch:
         elif time.monotonic() - self._line_at > 30:
             print(line, flush=True)
             self._line_at = time.monotonic()
+
+
+def in_mb(size):
+    return round(size / 1e6, 1)
 
 
 def memory_together(processes):

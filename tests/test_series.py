@@ -249,6 +249,22 @@ def test_a_child_that_is_about_to_run_another_program_does_not_count_twice(monke
     assert series.memory_together(["kernel", "worker", "child"]) == 1800
 
 
+def test_shared_memory_is_looked_at_only_if_it_could_be_a_new_peak(monkeypatch):
+    looks, held = [], {"now": 900.04e6}
+    monkeypatch.setattr(series, "memory_together", lambda processes: looks.append(held["now"]) or 950e6)
+    monkeypatch.setattr(series, "memory_peak", lambda process: 900.04e6)
+    monkeypatch.setattr(series, "memory_at_most", lambda process: held["now"])
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        watch = series.Watch("")
+        watch._started = 0.0
+        watch._measure()  # one kernel at its peak: what the system recorded says it all
+        assert watch.peak_rss_mb == 900.0 and looks == []
+        held["now"] = 1000e6  # as if a child had come
+        watch._measure()
+        child.stdin.close()
+    assert watch.peak_rss_mb == 950.0 and looks == [1000e6]
+
+
 def test_age_of_a_process():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as started:
         process = psutil.Process(started.pid)
