@@ -15,7 +15,7 @@ from rlhf_helpers.training import trainer_settings
 
 PARTS = {  # where time goes, by what the operation's name holds; the first that fits
     "matrix products": ("mm", "addmm"), "attention": ("scaled_dot_product",),
-    "draw": ("rand", "uniform", "log1p", "softmax", "argmax", "div", "exponential", "multinomial"),
+    "draw": ("rand", "uniform", "softmax", "cumsum", "searchsorted", "argmax", "exponential", "multinomial"),
     "cache": ("cat", "index_select", "copy_"),
 }
 

@@ -98,7 +98,7 @@ class Profile:
     grpo: ReinforcementLearning = ReinforcementLearning(
         steps=8, batch_size=64, generations=8, learning_rate=1e-3, beta=0.4, sampled=16)  # in each of the two iterations
     rejection: RejectionSampling = RejectionSampling(  # before the second GRPO
-        rounds=3, prompts=64, answers=16, best=0.1, training=Training(learning_rate=6e-4, batch_size=16, epochs=4.0))
+        rounds=4, prompts=64, answers=16, best=0.1, training=Training(learning_rate=6e-4, batch_size=16, epochs=4.0))
     ppo: ProximalPolicyOptimisation = ProximalPolicyOptimisation(
         steps=12, batch_size=48, learning_rate=1e-3, beta=0.03, epochs=2, trace=1.0,
         value_clip=10.0)  # as good as none: in so few steps the values have far to go

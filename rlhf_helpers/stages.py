@@ -73,10 +73,12 @@ def make_candidates(run: Run, iteration: int = 1) -> list[dict]:
         profile.later_comparison_prompts, [last, last, "sft"])
     prompts = [write_prompt(r) for r in training_requests(number, in_iteration(f"comparisons {run.seed}", iteration), profile.counts,
                                                           profile.demanding if iteration > 1 else 0.0)]
-    models = {name: (load_policy(need(run, name)), load_tokenizer(run.path(name))) for name in dict.fromkeys(speakers)}
     settings = {"temperature": 1.0, "max_new_tokens": profile.max_new_tokens, "seed": run.seed}
-    answers = [sample(*models[name], prompts, max_new_tokens=profile.max_new_tokens, seed=1000 * run.seed + k).texts
-               for k, name in enumerate(speakers)]
+    answers = []
+    for name in dict.fromkeys(speakers):
+        policy, tokenizer, asked = load_policy(need(run, name)), load_tokenizer(run.path(name)), prompts * speakers.count(name)
+        texts = sample(policy, tokenizer, asked, seed=1000 * run.seed + len(answers), max_new_tokens=profile.max_new_tokens).texts
+        answers += [texts[start:start + len(prompts)] for start in range(0, len(texts), len(prompts))]
     rows = [{"prompt": prompt, "responses": [{"id": f"{k}", "text": text, "model": name, "settings": settings}
                                              for k, (name, text) in enumerate(zip(speakers, texts))]}
             for prompt, *texts in zip(prompts, *answers)]

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -102,13 +103,17 @@ def test_greedy_answers_to_shared_prompts_in_any_model(model_class, llama):
     assert found == [theirs[k] for k in (0, 0, 1, 2, 0, 3, 4, 4)]
 
 
-def test_draws_are_those_of_multinomial(llama):
-    """The same tokens from the same seed; notebooks made with either show the same answers."""
-    dice = torch.Generator().manual_seed(7)
-    logits = 3 * torch.randn(200, 500, generator=dice)
-    for temperature in (0.7, 1.0):
-        theirs = torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=torch.Generator().manual_seed(1)).squeeze(1)
-        assert torch.equal(models._choose(logits, temperature, torch.Generator().manual_seed(1)), theirs)
+@pytest.mark.parametrize("dart", [0.0, 0.25, 1 - 2**-53])
+def test_a_dart_hits_the_token_in_whose_piece_it_falls(dart, monkeypatch):
+    """At the ends of the line too, where tokens that cannot come lie."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, **how: torch.full(shape, dart, dtype=torch.float64))
+    logits = torch.randn(50, 500, generator=torch.Generator().manual_seed(7))
+    logits[:, [0, 1, 250, 498, 499]] = -math.inf
+    ends = np.cumsum(torch.softmax(logits / 0.7, -1).numpy().astype(float), axis=1)
+    expected = [np.searchsorted(row, dart * row[-1], side="right") for row in ends]
+    found = models._choose(logits, 0.7, None)
+    assert found.tolist() == expected
+    assert torch.isfinite(logits.gather(1, found[:, None])).all()
 
 
 def test_sampled_groups_are_those_of_a_plain_loop(llama):
@@ -117,15 +122,36 @@ def test_sampled_groups_are_those_of_a_plain_loop(llama):
     prompts = [prompt_ids(tokenizer, PROMPTS[k])[0].tolist() for k in (3, 3, 3, 1, 3, 1, 7, 7)]
     found = models.sample_tokens(model, tokenizer, prompts, temperature=1.0, max_new_tokens=40, generator=torch.Generator().manual_seed(2))
     dice, texts = torch.Generator().manual_seed(2), [list(prompt) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda k: (len(prompts[k]), prompts[k]))
     for _ in range(40):
-        going = [k for k, text in enumerate(texts) if len(text) == len(prompts[k]) or text[-1] != tokenizer.eos_token_id]
+        going = [k for k in order if len(texts[k]) == len(prompts[k]) or texts[k][-1] != tokenizer.eos_token_id]
         if going:
             with torch.inference_mode():
                 logits = torch.stack([model(torch.tensor([texts[k]])).logits[0, -1] for k in going])
-            for k, token in zip(going, torch.multinomial(torch.softmax(logits, -1), 1, generator=dice).squeeze(1).tolist()):
+            for k, token in zip(going, models._choose(logits, 1.0, dice).tolist()):
                 texts[k].append(token)
     assert found == [text[len(prompt):] for text, prompt in zip(texts, prompts)]
     assert len({len(row) for row in found}) > 3
+
+
+@pytest.fixture
+def two_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_what_is_sampled_does_not_depend_on_the_number_of_cores(llama, two_cores):
+    """More answers than one batch takes, on two cores at a time and on one; and again with another seed."""
+    prompts = PROMPTS * 12
+    assert len(prompts) > models.NOT_WORTH_HALVING
+    together = sample(*llama, prompts, max_new_tokens=12, seed=1, batch_size=40)
+    torch.set_num_threads(1)
+    assert sample(*llama, prompts, max_new_tokens=12, seed=1, batch_size=40) == together
+    other = sample(*llama, prompts, max_new_tokens=12, seed=2, batch_size=40)
+    assert other != together
+    assert len({tuple(s.texts[k::len(PROMPTS)]) for s in (together, other) for k in range(len(PROMPTS))}) > len(PROMPTS), "batches alike"
 
 
 def test_one_seed_gives_one_text_and_another_seed_another(llama):
@@ -175,14 +201,6 @@ def test_log_probs_equal_an_unpadded_pass(pair):
         expected = by_hand(model, tokenizer, prompt, answer)
         assert row.shape == expected.shape  # the end token is one of them, also where the answer is empty
         torch.testing.assert_close(row, expected, atol=2e-4, rtol=1e-4)
-
-
-@pytest.fixture
-def two_cores():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_batches_side_by_side_give_what_they_give_one_after_the_other(llama, tiny_reward_model, two_cores):
