@@ -444,14 +444,14 @@ def test_the_furthest_above_their_prompt_are_chosen_once_and_only_if_allowed():
 def test_a_policy_that_imitates_its_best_answers_earns_more(tiny, tmp_path):
     """Two rounds towards answers with many commas: more of them, and nothing of the start is changed."""
     commas = lambda prompts, answers: [answer.count(",") - 0.02 * len(answer.split()) for answer in answers]  # noqa: E731
-    plan = RejectionSampling(rounds=2, prompts=12, answers=8, best=0.2, training=Training(learning_rate=3e-3, batch_size=8, epochs=2.0))
+    plan = RejectionSampling(rounds=2, prompts=12, answers=16, best=0.1, training=Training(learning_rate=3e-3, batch_size=8, epochs=2.0))
     prompts, before = [prompt for prompt, _ in threads(24, seed=3)], (tiny / "model.safetensors").read_bytes()
     imitated = rejection.imitate_best(tiny, commas, prompts, tmp_path, plan, max_new_tokens=24)
     assert len(imitated) == 2 and all(0 < number <= 19 for number in imitated)
     asked, tokenizer = [prompt for prompt, _ in threads(40, seed=4)], load_tokenizer(tiny)
     earned = [np.mean(commas(asked, sample(load_policy(folder), tokenizer, asked, seed=5, max_new_tokens=24).texts))
               for folder in (tiny, tmp_path)]
-    assert earned[1] > earned[0] + 0.1 and (tiny / "model.safetensors").read_bytes() == before
+    assert earned[1] > earned[0] + 0.2 and (tiny / "model.safetensors").read_bytes() == before
 
 
 # --- direct preference optimisation -------------------------------------------------------------------------------------------
@@ -548,13 +548,13 @@ def test_online_dpo_earns_more_in_smaller_and_smaller_steps(tiny, tmp_path, monk
 
 
 def test_online_dpo_prefers_no_answer_that_was_cut_off_and_needs_a_difference(tiny, tmp_path, monkeypatch):
-    """The longest are paid best, and eight tokens are few: what has no end counts as the worst, whatever its reward."""
+    """The longest are paid best, and twelve tokens are few: what has no end counts as the worst, whatever its reward."""
     plan, kept = OnlineDPO(rounds=1, prompts=8, answers=8, one_in=4, training=FEW), []
     monkeypatch.setattr(dpo, "sample", lambda *given, **named: kept.append(sample(*given, **named)) or kept[-1])
     caught_rows, train = [], dpo.train_dpo
     monkeypatch.setattr(dpo, "train_dpo", lambda *given, **named: caught_rows.extend(given[1]) or train(*given, **named))
     prompts = [prompt for prompt, _ in threads(8, seed=6)]
-    dpo.train_online(tiny, lambda prompts, answers: [len(a) for a in answers], prompts, tmp_path, plan, beta=0.1, max_new_tokens=8)
+    dpo.train_online(tiny, lambda prompts, answers: [len(a) for a in answers], prompts, tmp_path, plan, beta=0.1, max_new_tokens=12)
     finished = dict(zip(zip(prompts * 8, kept[0].texts), kept[0].finished))
     assert caught_rows and all(finished[row["prompt"], row["chosen"]] for row in caught_rows)
     assert any(not finished[row["prompt"], row["rejected"]] for row in caught_rows)
