@@ -29,14 +29,13 @@ def train(job: dict) -> Watch:
 
 
 def _ppo(job, folder, watch):
-    """As `train_ppo` does it with a value model, but for saving."""
+    """As `train_ppo` does it, but for saving."""
     quiet()
     set_seed(job["seed"])
     plan, start, reward_model = ProximalPolicyOptimisation(**job["plan"]), job["sft"], job["reward_model"]
     model, reading = load_reward_model(reward_model), load_tokenizer(reward_model)
     ppo = PPO(load_policy(start), load_tokenizer(start), lambda asked, answers: rewards(model, reading, asked, answers), job["prompts"],
-              plan, folder, reference=load_policy(start), value_model=load_reward_model(reward_model),
-              max_new_tokens=job["max_new_tokens"], seed=job["seed"])
+              plan, folder, reference=load_policy(start), max_new_tokens=job["max_new_tokens"], seed=job["seed"])
     watch.start()
     ppo.train(History("PPO"), [lambda row, policy: watch.step(policy, row["step"])])
 

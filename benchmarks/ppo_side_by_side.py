@@ -54,9 +54,7 @@ def train(run: Run, method: str, seed: int, folder: Path) -> list[dict]:
     """Train one policy into the folder and give its log."""
     given = (run.path("sft"), run.path("reward_model"), rl_prompts(replace(run, seed=seed)), folder, plan_of(run, method), seed,
              run.profile.max_new_tokens)
-    if method == "ppo":
-        return train_ppo(*given, value_model=run.path("reward_model")).rows
-    return train_policy(method, *given).rows
+    return (train_ppo(*given) if method == "ppo" else train_policy(method, *given)).rows
 
 
 def look(run: Run, folder: Path, seed: int) -> dict[str, float]:

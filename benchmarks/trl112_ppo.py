@@ -1,11 +1,11 @@
 """TRL 1.12's PPOTrainer under the same clock: `python -m benchmarks.trl112_ppo JOB` in an environment with TRL 1.12, see `watch`.
 
 Its settings are those of our plan wherever it has them: steps and answers a step, learning rate with its fall to 0, Adam's epsilon, epochs,
-minibatches, gamma, lambda, both clips, weight of the value loss, KL weight, temperature, whitened advantages, value model started from
-the reward model. An unfinished answer gets 1 less, ours gets -1 in place of its score; it has no bound on the gradient and none on the
-KL of a step. Answers are sampled all at once, the fastest way it has. It wants a reward *model* that reads policy tokens; ours reads chats
-in another template, so its function `get_reward` gives, for the reward model alone, the scores of the very function that the others
-are trained on.
+minibatches, gamma, lambda, both clips, weight of the value loss, KL weight, temperature, whitened advantages. It knows no value head on
+the policy, which ours has; its value model starts as the reward model. An unfinished answer gets 1 less, ours gets -1 in place of its
+score; it has no bound on the gradient and none on the KL of a step. Answers are sampled all at once, the fastest way it has. It wants a
+reward *model* that reads policy tokens; ours reads chats in another template, so its function `get_reward` gives, for the reward model
+alone, the scores of the very function that the others are trained on.
 """
 
 import sys

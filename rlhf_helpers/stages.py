@@ -171,12 +171,12 @@ def make_policy(run: Run, method: str, iteration: int = 1):
 
 
 def make_ppo(run: Run, callbacks=()):
-    """07: the same with PPO; its value model starts as the reward model. `callbacks` see each row of the log."""
+    """07: the same with PPO; its values come from a head on the policy. `callbacks` see each row of the log."""
     from .ppo import train_ppo
     start, reward_model = need(run, "sft"), need(run, "reward_model")
     with run.building("ppo") as folder:
         return train_ppo(start, reward_model, rl_prompts(run), folder, run.profile.ppo, run.seed, run.profile.max_new_tokens,
-                         value_model=reward_model, callbacks=callbacks)
+                         callbacks=callbacks)
 
 
 def make_personal(run: Run, labels: list[dict] | None = None):
