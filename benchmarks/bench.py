@@ -1,6 +1,6 @@
 """Speed, side by side: `run.py bench` calls this with the Python of an environment that has TRL 1.12.
 
-    python -m benchmarks.bench --trl112 PYTHON [--run NAME] [--seeds 3] [--quick]
+    python -m benchmarks.bench --trl112 PYTHON [--run NAME] [--seeds 5] [--quick]
 
 The run (default: the one that the environment names) has to have its SFT model, reward model, instructions and preferences; what lacks
 is made first. Measured are, one process and one thread at a time: CPU seconds and answers that PPO, GRPO and RLOO need from the SFT
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="run.py bench", description=__doc__.splitlines()[0])
     parser.add_argument("--trl112", type=Path, help="the Python of an environment with TRL 1.12; without it that row is missing")
     parser.add_argument("--run", help="name of the run, as in run.py tutorial")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a trial of the command: little of everything, nothing written here")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -48,7 +48,7 @@ from rlhf_helpers.world.splits import evaluation_requests
 
 FILE = Path(__file__).with_suffix(".json")
 FREE = 1e-9  # a KL weight that weighs nothing: at 0 TRL loads no reference and logs no KL
-PLAN = ReinforcementLearning(steps=20, batch_size=32, generations=8, learning_rate=2e-3, beta=FREE)
+PLAN = ReinforcementLearning(steps=30, batch_size=32, generations=8, learning_rate=1.2e-3, beta=FREE)
 SIZES = {"50": 50, "200": 200, "1000": 1000, "all": 10**6}
 UPDATES = 25  # at least, for each reward model: few labels are passed over several times
 BIASED = 400  # labels of the annotators with a weakness
