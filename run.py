@@ -124,7 +124,7 @@ def parse(arguments):
     refresh.add_argument("--solutions", action="store_true", help="only the solutions of their exercises")
     bench = commands.add_parser("bench", help="measure speed side by side with TRL and transformers")
     bench.add_argument("--run", metavar="NAME", type=run_name, help="folder in runs/ with the models (default practice)")
-    bench.add_argument("--seeds", metavar="N", type=seed, default=3, help="trainings of each method (default 3)")
+    bench.add_argument("--seeds", metavar="N", type=seed, default=5, help="trainings of each method (default 5)")
     bench.add_argument("--quick", action="store_true", help="a trial with little of everything; nothing is kept")
     options, extra = top.parse_known_args(arguments)
     if extra and options.command != "lab":
