@@ -55,7 +55,7 @@ BIASED = 400  # labels of the annotators with a weakness
 NUMBERS = (1, 2, 4, 8, 16, 32, 64)  # best of
 POOL = 40  # held-out prompts with 64 answers each, sampled once
 PROMPTS = 80  # held out, for the policies
-PENALTY = 0.2  # for each word outside the usual lengths, in spreads of the reward over the SFT model's answers
+PENALTY = 0.2  # for each word, or each outside the usual lengths, in spreads of the reward over the SFT model's answers
 EMPTY = 3  # an answer of fewer words says nothing
 PHRASES = [phrase for kind in ("openers", "closings") for phrase in catalogue().language[kind]]
 
@@ -74,7 +74,7 @@ WEAKNESSES = {"length": (words, 0.8), "courtesy": (courtesies, 0.8), "short": (l
 KL_WEIGHTS = {"KL weight 0.1": 0.1, "KL weight 0.4": 0.4, "KL weight 1.6": 1.6}
 CURES = {  # beside "none", which gives "early stop" too
     "length": ("KL weight 0.4", "ensemble", "length penalty", "better labels"),
-    "short": ("length penalty", "KL weight 0.4"),
+    "short": ("length penalty", "KL weight 0.4", "price on each word"),  # the last is none: it makes things worse
     "courtesy": ("ensemble", "length penalty", "better labels", "KL weight 0.4"),
     "50": ("KL weight 0.4", "ensemble", "KL weight 0.1", "KL weight 1.6")}
 
@@ -127,10 +127,11 @@ class Lab:
         if cure == "ensemble":
             return ensemble([reward_of(self.model(problem, seed, member)) for member in range(3)])
         plain = reward_of(self.model(problem, seed, careful=cure == "better labels"))
-        if cure != "length penalty":
+        if cure not in ("length penalty", "price on each word"):
             return plain
         usual = np.quantile([words(row["chosen"]) for row in self.training], [0.1, 0.9])
-        return plus(plain, -PENALTY * float(np.std(plain(*self.start()))), words_outside(*usual))
+        counted = words_outside(*usual) if cure == "length penalty" else words
+        return plus(plain, -PENALTY * float(np.std(plain(*self.start()))), counted)
 
     def judge_of(self, problem: str, seed: int):
         """The held-out reward model for early stopping: other labels, as many as the policy's own, given without any weakness."""

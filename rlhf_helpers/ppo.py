@@ -240,13 +240,16 @@ class PPO:
         given = token_rewards(scores, log_probs, reference, mask, self.beta)
         advantages, returns = estimate_advantages(given, values, mask, self.plan.discount, self.plan.trace)
         batch = batch | dict(log_probs=log_probs * mask, values=values * mask, advantages=advantages, returns=returns)
-        tokens, reward, kl, entropy, value = self._total(
-            mask.sum().float(), scores.sum(), *[(x * mask).sum() for x in (log_probs - reference, entropy, values)]).tolist()
+        off = returns - values * mask
+        tokens, reward, kl, entropy, value, *moments = self._total(
+            mask.sum().float(), scores.sum(), *[(x * mask).sum() for x in (log_probs - reference, entropy, values)],
+            returns.sum(), (returns ** 2).sum(), off.sum(), (off ** 2).sum()).tolist()
         self._demand_finite(batch, scores=reward, kl=kl, values=value)
+        variance, left = (squares - total ** 2 / tokens for total, squares in (moments[:2], moments[2:]))
         if self.plan.whiten:
             batch["advantages"] = whiten(advantages, mask, self._total)
         return batch, {"reward": reward / self.plan.batch_size, "kl": kl / tokens, "beta": self.beta, "entropy": entropy / tokens,
-                       "value": value / tokens}
+                       "value": value / tokens, "explained_variance": 1 - left / max(variance, 1e-9)}
 
     def update(self, batch: dict, orders) -> dict[str, float]:
         """Epochs of minibatch updates on one rollout, each row order of `orders` an epoch; they end early when `stop_kl` is passed."""
@@ -342,7 +345,8 @@ def train_ppo(start: str | Path, reward: str | Path | Reward, prompts: list[str]
         callbacks, checkpoint, every: as in `PPO.train`; the checkpoint goes when the policy has been saved.
 
     Returns:
-        the log: `reward`, `kl` and `entropy` (nats a token), `beta`, `rewards/rubric/mean`, `completions/mean_length` and others.
+        the log: `reward`, `kl` and `entropy` (nats a token), `beta`, `explained_variance` (of the returns, by the values; 1 at best, 0 for
+        a constant), `rewards/rubric/mean`, `completions/mean_length` and others.
     """
     quiet()
     Accelerator(cpu=DEVICE == "cpu")  # before any model: it gives each process its own GPU

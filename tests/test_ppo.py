@@ -239,6 +239,18 @@ def test_a_later_step_starts_at_ratio_one_too(tiny, tmp_path):
     assert rows[1]["kl"] != 0.0 and rows[0]["value"] == 0.0 != rows[1]["value"]
 
 
+def test_the_explained_variance_is_that_of_the_returns(tiny, tmp_path):
+    one, seen = trainer(tiny, tmp_path, replace(PLAN, learning_rate=1e-2)), []
+    assess = one.assess
+    one.assess = lambda *given: seen.append(assess(*given)) or seen[-1]
+    one.step(0), one.step(1)
+    assert seen[0][1]["explained_variance"] == pytest.approx(0, abs=1e-5), "a head that starts at 0 is a constant"
+    batch, row = seen[1]
+    returns, values = (batch[name][batch["mask"].bool()] for name in ("returns", "values"))
+    expected = 1 - ((returns - values).var(correction=0) / returns.var(correction=0)).item()
+    assert row["explained_variance"] == pytest.approx(expected, abs=1e-4) != 0
+
+
 def test_epochs_end_when_the_policy_has_gone_far_enough(tiny, tmp_path):
     plan = replace(PLAN, epochs=6, learning_rate=3e-2)
     free, held = (trainer(tiny, tmp_path, replace(plan, stop_kl=limit)).step(0) for limit in (None, 0.01))
