@@ -241,31 +241,38 @@ def read_chats(model, tokenizer, prompts: list[str], completions: list[str], bat
 
 
 @torch.inference_mode()
-def read_features(model, tokenizer, prompts: list[str], completions: list[str], clues: bool | None = None) -> torch.Tensor:
+def read_features(model, tokenizer, prompts: list[str], completions: list[str], clues: bool | None = None,
+                  middle: bool = False) -> torch.Tensor:
     """What the last layer of a reward model weighs of each chat: the body's state at the last token, then the `CLUES`.
 
-    `clues` says whether they are read; None: if the model weighs them.
+    `clues` says whether they are read; None: if the model weighs them. `middle` reads the states of the middle layer as well: their mean
+    and their sum over the answer's tokens stand before the clues.
 
     Returns:
-        (chats, width) or (chats, width + 2). The likelihood is what the body itself, with its embeddings as output layer, gives the
-        answer: the mean log-probability of its tokens in nats.
+        (chats, width), with the middle three times as wide, with the clues two wider. The likelihood is what the body itself, with its
+        embeddings as output layer, gives the answer: the mean log-probability of its tokens in nats.
     """
     clues = bool(clue_weights(model)) if clues is None else clues
     words = model.get_input_embeddings().weight
     width = words.shape[1]
-    found = words.new_empty(len(prompts), width + (len(CLUES) if clues else 0))
-    starts = {prompt: len(prompt_tokens(tokenizer, prompt)) for prompt in set(prompts)} if clues else {}  # a tokenizer bears one thread
+    found = words.new_empty(len(prompts), width * (3 if middle else 1) + (len(CLUES) if clues else 0))
+    asked = set(prompts) if clues or middle else ()  # and here, since a tokenizer bears one thread
+    starts = {prompt: len(prompt_tokens(tokenizer, prompt)) for prompt in asked}
 
     def read(chats):
         picked, batch = chats
-        hidden = model.base_model(**batch, use_cache=False).last_hidden_state
+        body = model.base_model(**batch, use_cache=False, output_hidden_states=middle)
         for row, (i, length) in enumerate(zip(picked, batch["attention_mask"].sum(1).tolist())):
-            found[i, :width] = hidden[row, length - 1]
+            hidden = body.last_hidden_state[row, :length]
+            found[i, :width] = hidden[-1]
+            if middle:
+                states = body.hidden_states[len(body.hidden_states) // 2][row, starts[prompts[i]]:length]
+                found[i, width:3 * width] = torch.cat([states.mean(0), states.sum(0)])
             if clues:
-                said = slice(starts[prompts[i]], length)
-                log_probs = torch.log_softmax(hidden[row, said.start - 1:length - 1] @ words.T, -1)
-                found[i, width] = log_probs.gather(1, batch["input_ids"][row, said, None]).mean()
-                found[i, width + 1] = repetition(completions[i])
+                start = starts[prompts[i]]
+                log_probs = torch.log_softmax(hidden[start - 1:-1] @ words.T, -1)
+                found[i, -2] = log_probs.gather(1, batch["input_ids"][row, start:length, None]).mean()
+                found[i, -1] = repetition(completions[i])
 
     side_by_side(read, read_chats(model, tokenizer, prompts, completions))
     return found
@@ -284,17 +291,18 @@ def clue_weights(model) -> list[float]:
     return [weights[name] for name in CLUES if weights]
 
 
-@torch.inference_mode()
 def rewards(model, tokenizer, prompts: list[str], completions: list[str]) -> list[float]:
-    """The reward model's score of each prompt with its completion, in the same chat form that it was trained on.
+    """The reward model's score of each prompt with its completion, in the same chat form that it was trained on."""
+    return scores(model, read_features(model, tokenizer, prompts, completions)).tolist() if prompts else []
+
+
+@torch.inference_mode()
+def scores(model, features: torch.Tensor) -> torch.Tensor:
+    """The score (chats,) of each row of `read_features`.
 
     To what its head makes of the last state a model with `clue_weights` in its config adds its `CLUES` times these; one with `mean_reward`
     takes that off.
     """
-    if not prompts:
-        return []
+    found = model.score(features[:, :model.score.in_features]).squeeze(-1) - getattr(model.config, "mean_reward", 0.0)
     weights = clue_weights(model)
-    features = read_features(model, tokenizer, prompts, completions)
-    states, clues = features.tensor_split([features.shape[1] - len(weights)], dim=1)
-    scores = model.score(states).squeeze(-1) - getattr(model.config, "mean_reward", 0.0)
-    return (scores + clues @ clues.new_tensor(weights) if weights else scores).tolist()
+    return found + features[:, -len(weights):] @ features.new_tensor(weights) if weights else found

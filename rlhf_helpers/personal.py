@@ -7,7 +7,7 @@ Two steps, both small because fifty noisy labels are little:
 
 1. **A head, not a model.** The committed reward model stays as it is and reads both answers of each label; what it holds of them in its
    hidden states (at its last token, and over the tokens of the answer) becomes forty numbers, in which answers to one prompt differ most.
-   Five more are counted in the answer: words, sentences, items of a list, exclamation and question marks. On these and on the reward
+   Five more are seen in the answer: words, sentences, whether it is a list, exclamation and question marks. On these and on the reward
    itself, Bradley and Terry's model is fitted with a Gaussian prior: some forty weights in place of millions.
    Each label is then predicted from all others. If that beats a coin by more than two nats, the taste counts, else it is left out:
    labels that contradict each other move nothing.
@@ -33,14 +33,13 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.linalg import block_diag
 
 from .dpo import best_and_worst, train_dpo
 from .formats import as_text, atomic_write_text, read_candidates
 from .labelling.session import LabellingSession
 from .labelling.store import LabelStore, pairs_in
-from .models import load_policy, load_reward_model, load_tokenizer, prompt_tokens, read_chats, sample, side_by_side
+from .models import clue_weights, load_policy, load_reward_model, load_tokenizer, read_features, sample, scores
 from .profiles import Training
 from .rejection import centred
 from .rewards import curvature, fit_weights
@@ -57,7 +56,7 @@ DOUBT = 1.0  # by how many standard deviations an answer has to be better for su
 EVIDENCE = 2.0  # nats by which left-out labels have to be predicted better than by a coin; one set of coin flips in twenty is
 ENOUGH = math.log(9)  # better than the first answers nine times in ten, at the lower end: no further round, it would follow errors
 KEEP = 0.3  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
-LEARNING = Training(learning_rate=8e-4, batch_size=16)  # in the first round; then less by the same amount from round to round
+LEARNING = Training(learning_rate=1.2e-3, batch_size=16)  # in the first round; then less by the same amount from round to round
 BETA = 0.2  # of DPO; each round starts from the policy of the last, which is its reference
 ROUNDS = 3  # on fresh answers, after the one on the candidates
 PROMPTS = (300, 80)  # whose candidates are read; for fresh answers in each round
@@ -132,29 +131,20 @@ class Reading:
 
 def read_answers(model, tokenizer, prompts: list[str], answers: list[str]) -> Reading:
     """Let the reward model read each answer: its last state at the last token; of a middle layer, mean and sum over the answer."""
-    starts = [len(prompt_tokens(tokenizer, prompt)) for prompt in prompts]
-    states, rewards = [None] * len(prompts), np.zeros(len(prompts))
-
-    def read(chats):
-        picked, batch = chats
-        layers = model.base_model(**batch, use_cache=False, output_hidden_states=True).hidden_states
-        for row, (i, length) in enumerate(zip(picked, batch["attention_mask"].sum(1).tolist())):
-            end, said = layers[-1][row, length - 1], layers[len(layers) // 2][row, starts[i]:length]
-            states[i] = torch.cat([end, said.mean(0), said.sum(0)]).cpu().numpy()
-            rewards[i] = model.score(end).item()
-
-    side_by_side(read, read_chats(model, tokenizer, prompts, answers))
-    return Reading(np.stack(states).astype(float), np.array([style(answer) for answer in answers], float), rewards)
+    features = read_features(model, tokenizer, prompts, answers, middle=True)
+    states = features[:, :features.shape[1] - len(clue_weights(model))]
+    return Reading(states.double().cpu().numpy(), np.array([style(answer) for answer in answers], float),
+                   scores(model, features).double().cpu().numpy())
 
 
 def style(answer: str) -> list[int]:
-    """What anybody sees of an answer's form: words, sentences, items of a list, exclamation marks, question marks.
+    """What anybody sees of an answer's form: words, sentences, whether it is a list, exclamation marks, question marks.
 
     People often want a form, and a form is told at once by counting, while the reward model's states hold it mixed with all else. The
     kind of features is that of Li et al. (2024, "Does style matter?"), who take length and layout out of people's votes with it.
     """
-    return [len(answer.split()), len(re.findall(r"(?<!\d)[.!?](?=\s|$)", answer)), len(re.findall(r"(?m)^\s*(?:\d+[.)]|[-*•])\s", answer)),
-            answer.count("!"), answer.count("?")]
+    sentences, is_list = re.findall(r"(?<!\d)[.!?](?=\s|$)", answer), re.search(r"(?m)^\s*(?:\d+[.)]|[-*•])\s", answer) is not None
+    return [len(answer.split()), len(sentences), int(is_list), answer.count("!"), answer.count("?")]
 
 
 def read_labels(model, tokenizer, labels: list[dict]) -> tuple[Reading, Reading, int]:

@@ -61,8 +61,8 @@ def test_a_mark_of_style_that_never_differs_weighs_nothing():
 
 
 @pytest.mark.parametrize("answer, marks", [
-    ("", [0, 0, 0, 0, 0]), ("Good luck! Sleep at 3.5 hours?", [6, 2, 0, 1, 1]), ("Do this:\n1. Walk.\n2) Run!\n- Rest.", [8, 3, 3, 1, 0])])
-def test_style_counts_what_anybody_sees(answer, marks):
+    ("", [0, 0, 0, 0, 0]), ("Good luck! Sleep at 3.5 hours?", [6, 2, 0, 1, 1]), ("Do this:\n1. Walk.\n2) Run!\n- Rest.", [8, 3, 1, 1, 0])])
+def test_style_is_what_anybody_sees(answer, marks):
     assert personal.style(answer) == marks
 
 
@@ -282,14 +282,17 @@ def test_what_is_asked_differs_more_than_what_the_lot_would_ask(ready):
 
 # --- the whole path on tiny models -------------------------------------------------------------------------------------------
 
-def test_a_reading_holds_the_reward_and_does_not_depend_on_its_batch(tiny, tiny_reward_model, candidates):
+@pytest.mark.parametrize("weights", [None, {"likelihood": 2.0, "repetition": -9.0}])
+def test_a_reading_holds_the_whole_reward_and_does_not_depend_on_its_batch(tiny, tiny_reward_model, candidates, weights):
     model, tokenizer = load_reward_model(tiny_reward_model), load_tokenizer(tiny)
+    model.config.clue_weights, model.config.mean_reward = weights, 0.5
     prompts = [row["prompt"] for row in candidates[:9]]
     texts = [row["responses"][0]["text"] for row in candidates[:9]]
     read = personal.read_answers(model, tokenizer, prompts, texts)
     np.testing.assert_allclose(read.rewards, rewards(model, tokenizer, prompts, texts), atol=1e-4)
     alone = np.vstack([personal.read_answers(model, tokenizer, [p], [t]).states for p, t in zip(prompts, texts)])
     np.testing.assert_allclose(read.states, alone, atol=1e-3)
+    assert read.states.shape == (9, 3 * model.config.hidden_size)
 
 
 @pytest.fixture
