@@ -27,7 +27,7 @@ LAYERS = [  # a module may import its own layer and those before it
     ("bootstrap", "colab", "series"),
 ]
 HEAVY = {"torch", "transformers", "trl", "datasets", "accelerate", "peft", "tokenizers"}
-TRAINS = {"models", "training", "base_model", "sft", "rewards", "rl", "dpo", "ppo", "personal"}  # the modules that use them
+TRAINS = {"models", "training", "base_model", "sft", "rewards", "rl", "dpo", "ppo"}  # the modules that use them
 SPECIAL = {  # libraries that only these modules may load, here with the reason they are needed for
     "ipywidgets": {"labelling.plain_view"},  # the buttons
     "anywidget": {"labelling.widget"},  # the keyboard, and acts that wait in the browser
@@ -70,11 +70,11 @@ def imports(tree: ast.Module, at_start_only: bool = False):
             nodes.extend(ast.iter_child_nodes(node))
 
 
-def own(module: str, tree: ast.Module) -> set[str]:
+def own(module: str, tree: ast.Module, at_start_only: bool = False) -> set[str]:
     """The modules of the package that a module imports."""
     package = (["rlhf_helpers", *module.split(".")] if module in packages() else ["rlhf_helpers", *module.split(".")[:-1]])
     found = set()
-    for node in imports(tree):
+    for node in imports(tree, at_start_only):
         if isinstance(node, ast.ImportFrom):
             base = [*package[:len(package) - node.level + 1], *filter(None, (node.module or "").split("."))] if node.level else (
                 node.module.split("."))
@@ -144,6 +144,8 @@ def test_every_library_has_its_place(module):
 def test_the_modules_before_the_training_start_without_it():
     """`stages` knows all stages, yet loads what trains only inside the functions that train."""
     heavy_starts = {module for module, tree in MODULES.items() if foreign(tree, at_start_only=True) & HEAVY}
-    at_start = {name for node in imports(MODULES["stages"], at_start_only=True) if isinstance(node, ast.ImportFrom)
-                for name in [node.module, *(alias.name for alias in node.names)] if name}
+    at_start, growing = set(), {"stages"}
+    while growing:
+        at_start |= growing
+        growing = set().union(*(own(module, MODULES[module], at_start_only=True) for module in growing)) - at_start
     assert heavy_starts == TRAINS and not at_start & TRAINS
