@@ -117,15 +117,17 @@ class LabelStudio:
         """Bring what the annotators say into the store, page by page, and return what became of each annotation (print it).
 
         Pages that came before an interruption stay, and nothing is saved twice. What was changed or deleted on the server since an
-        earlier pull is undone in the store. Raises StoreError from the store.
+        earlier pull is undone in the store, and stands again once the server has it again. Raises StoreError from the store.
         """
         layout, audit, seen = self._layout(project), Audit(), set()
         session = "Label Studio " + hashlib.sha256(f"{self._address} {project}".encode()).hexdigest()[:16]
         for page in self._pages(project):
             seen |= record_tasks(store, page, layout, session, audit)
         gone = [act for act in store.live_acts(session) if act[0] not in seen]
-        store.record(*[Event("undo", pair_id, annotator, session, undoes=event_id) for event_id, pair_id, annotator in gone])
-        audit.withdrawn = len(gone)
+        back = [act for act in store.undone_acts(session) if act[0] in seen]
+        undone = [*gone, *((undo_id, *act) for _, undo_id, *act in back)]
+        store.record(*[Event("undo", pair_id, annotator, session, undoes=act_id) for act_id, pair_id, annotator in undone])
+        audit.withdrawn, audit.restored = len(gone), len({act[0] for act in back})
         return audit
 
     # ---- what the server has

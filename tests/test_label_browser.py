@@ -18,6 +18,7 @@ from jupyter_browser import CHROMIUM, browser_page, open_notebook, run_cell, ser
 from label_makers import CANDIDATES
 
 from rlhf_helpers.formats import read_instructions
+from rlhf_helpers.labelling.session import LabellingSession
 from rlhf_helpers.labelling.store import LabelStore
 
 NEEDED = ("playwright", "anywidget", "jupyterlab")
@@ -79,6 +80,16 @@ WAITS = """() => {
   root.addEventListener('keydown', (event) => { window.pressed = event.timeStamp; }, true);
   const drawn = () => requestAnimationFrame(() => requestAnimationFrame(() => waits.push(performance.now() - pressed)));
   new MutationObserver(drawn).observe(root.querySelector('.rl-prompt'), {childList: true, characterData: true});
+}"""
+
+
+FULL_STORAGE = """async (state) => {
+  for (let size = 2 ** 20; size >= 1; size /= 2)
+    try { for (let n = 0; ; n++) localStorage.setItem(`${size} ${n}`, 'x'.repeat(size)); } catch {}
+  window.sent = [];
+  window.model = {get: () => window.state, on: (name, draw) => { window.draw = draw; }, send: (act) => sent.push(act)};
+  window.state = state;
+  (await import('/widget.js')).default.render({model, el: document.body});
 }"""
 
 
@@ -362,6 +373,25 @@ def test_lab_survives_a_reload_and_a_killed_kernel(folder, store):
         label = store.labels()[1]
         assert texts_of(store, label)[label.preferred].replace("\x1b", "␛") == pair[1]
         assert label.comment == "typed before the crash" and len(store.events()) == 2
+
+
+def test_a_full_storage_of_the_browser_loses_no_press(store):
+    from rlhf_helpers.labelling import widget as module
+    widget = module.LabelWidget(LabellingSession(store, CANDIDATES, "ann"))
+    script = Path(module.__file__).with_name("widget.js").read_text(encoding="utf-8")
+    with browser_page() as page:
+        page.route("http://127.0.0.1/", lambda route: route.fulfill(body="<body>", content_type="text/html"))
+        page.route("http://127.0.0.1/widget.js", lambda route: route.fulfill(body=script, content_type="text/javascript"))
+        page.goto("http://127.0.0.1/")
+        page.evaluate(FULL_STORAGE, widget.state)
+        for number in (1, 2):
+            read_for_a_moment()
+            page.locator("button", has_text="Left is better").click()
+            act = page.wait_for_function("sent.pop()").json_value()
+            widget.take(act)
+            page.evaluate("(state) => { window.state = state; draw(); }", widget.state)
+            wait_status(page, f"Saved {number} of 20")
+            assert len(store.labels()) == number
 
 
 def test_lab_ranks_and_chats(folder, store):

@@ -1,8 +1,10 @@
 """What goes out of the label store and comes back, what older and broken files do, and what a crash leaves."""
 import csv
+import json
 import sqlite3
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from label_makers import CANDIDATES, FOUR, candidate_set
@@ -85,6 +87,67 @@ def test_a_bad_line_of_a_log_is_named_and_nothing_imported(tmp_path, bad, messag
     with pytest.raises(formats.BadData) as caught:
         log.import_log(store, path)
     assert message in str(caught.value) and "log.jsonl" in str(caught.value) and store.rows("annotator") == []
+
+
+def of(rows, table, **wanted):
+    return next(row for row in rows if row["table"] == table and all(row[name] == value for name, value in wanted.items()))
+
+
+@pytest.mark.parametrize("table, change, message", [
+    ("comparison", {"prompt": "plain text"}, 'line 1, field "prompt": is not a JSON list of messages'),
+    ("comparison", {"prompt": '[{"role": "user"}]'}, 'line 1, field "prompt[0]": is not a message'),
+    ("comparison", {"prompt": "[" * 100_000}, 'field "prompt": is not a JSON list of messages'),
+    ("comparison", {"prompt": '[{"role": "user", "content": "Another."}]'}, "line 1: belongs to a comparison whose id was made of another"),
+    ("response", {"params": "{"}, 'field "params": is not a JSON object'),
+    ("response", {"text": "Another."}, 'field "id": is not the id of this text'),
+    ("response", {"text": "\ud800"}, 'field "text": holds half of a character'),
+    ("response", {"text": None}, 'field "text": is missing'),
+    ("response", {"ordinal": "x"}, 'field "ordinal": is str, which a table cannot hold here. Fix: write a number'),
+    ("response", {"comparison_id": "elsewhere"}, "line 1: is a comparison of 1 answers, those in the store included"),
+    ("annotator", {"kind": "simulated"}, 'field "kind": is simulated, and "ann" is person in the store or further up'),
+    ("event", {"shown_order": "x"}, 'field "shown_order": is not a JSON list of the ids of the answers'),
+    ("event", {"shown_order": "[]"}, 'field "shown_order": is not'),
+    ("event", {"shown_order": '[["a"], 1]'}, 'field "shown_order": is not'),
+    ("event", {"ranking": '[["zzz"]]'}, 'field "ranking": is not JSON lists that hold the id of each answer once'),
+    ("event", {"ranking": "7"}, 'field "ranking": is not'), ("event", {"flags": "7"}, 'field "flags": is not a JSON object'),
+    ("event", {"flags": '{"zzz": []}'}, 'field "flags": is not'), ("event", {"shown_ms": 2**70}, 'field "shown_ms": is too large a number'),
+    ("event", {"probability": 1e999}, "is not valid JSON"), ("event", {"seq": 2**63 - 1}, 'field "seq": is not the name of a column'),
+    ("event", {"Flags": "7"}, 'field "Flags": is not the name of a column'),
+])
+def test_a_log_that_the_store_could_not_read_is_refused(store, tmp_path, table, change, message):
+    """Nothing can be taken out of a store again, so one such row would end it."""
+    path, other = tmp_path / "log.jsonl", LabelStore(tmp_path / "other.sqlite")
+    LabellingSession(other, CANDIDATES[15:16], "ann")
+    before = [other.rows(name) for name in store_module.TABLES]
+    log.export_log(store, path)
+    rows = [json.loads(line) for line in read(path).splitlines()]
+    of(rows, table).update(change)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(formats.BadData) as caught:
+        log.import_log(other, path)
+    assert f"log.jsonl, {message}" in str(caught.value) or message in str(caught.value) and "log.jsonl, line " in str(caught.value)
+    assert "Nothing was imported" in str(caught.value) and [other.rows(name) for name in store_module.TABLES] == before
+
+
+def test_a_choice_between_more_than_two_answers_is_refused(store, tmp_path):
+    path, other = tmp_path / "log.jsonl", LabelStore(tmp_path / "other.sqlite")
+    log.export_log(store, path)
+    rows = [json.loads(line) for line in read(path).splitlines()]
+    next(row for row in rows if row.get("ranking"))["choice"] = "tie_bad"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(formats.BadData, match='field "choice": is for two answers, and the comparison has 4'):
+        log.import_log(other, path)
+
+
+def test_answers_may_be_in_the_store_already(store, tmp_path):
+    path, other = tmp_path / "log.jsonl", LabelStore(tmp_path / "other.sqlite")
+    LabellingSession(other, [CANDIDATES[0]], "ann")
+    log.export_log(LabelStore(other.path), path)
+    rows = [line for line in read(path).splitlines() if json.loads(line)["table"] == "comparison"]
+    path.write_text(rows[0] + "\n", encoding="utf-8")
+    assert log.import_log(other, path)["known"] == 1
+    with pytest.raises(formats.BadData, match="line 1: is a comparison of 0 answers"):
+        log.import_log(LabelStore(tmp_path / "empty.sqlite"), path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -193,6 +256,64 @@ def test_the_table_goes_out_and_comes_back(store, tmp_path):
     assert say(other) == say(store)
 
 
+HEAD = "prompt,left,right,choice,annotator,comment,kind\n"
+
+
+def table_of(path, *rows):
+    path.write_text(HEAD + "".join(f"p,a,b,{row}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_of_what_an_annotator_says_the_last_row_stands(tmp_path):
+    store, path = LabelStore(tmp_path / "labels.sqlite"), tmp_path / "labels.csv"
+    says = lambda: [(label.verdict, label.comment) for label in store.labels()]                             # noqa: E731
+    a, b = (store_module.Response(text).id for text in "ab")
+    for choice, comment, wanted in (("left", "", a), ("right", "", b), ("left", "", a), ("left", "sure", a), ("tie_bad", "", "tie_bad")):
+        table_of(path, f"{choice},bob,{comment},person")
+        assert [importing.import_table(store, path)["added"] for _ in range(2)] == [1, 0] and says() == [(wanted, comment or None)]
+    table_of(path, "left,bob,,person", "right,bob,,person", "left,bob,again,person")
+    audits = [importing.import_table(store, path) for _ in range(2)]
+    assert [audit["added"] for audit in audits] == [1, 0] and says() == [(a, "again")]
+    assert audits[1] == {"rows": 3, "added": 0, "known": 1, "dropped": {"said again further down": 2}}
+
+
+def test_a_file_that_has_no_room_for_a_comment_does_not_wipe_it(tmp_path):
+    store = LabelStore(tmp_path / "labels.sqlite")
+    importing.import_table(store, table_of(tmp_path / "labels.csv", "left,bob,sure,person"))
+    export.export_preferences(store, tmp_path / "preferences.jsonl")
+    assert importing.import_preferences(store, tmp_path / "preferences.jsonl")["known"] == 1
+    assert [label.comment for label in store.labels()] == ["sure"]
+
+
+def test_simulated_labels_come_back_as_simulated(tmp_path):
+    store, path = LabelStore(tmp_path / "labels.sqlite"), tmp_path / "labels.csv"
+    for name, kind in (("ann", "person"), ("robo", "simulated")):
+        session = LabellingSession(store, CANDIDATES[:2], name, kind=kind)
+        session.choose(session.current.pair_id, "left", 900)
+    export.export_table(store, path)
+    other = LabelStore(tmp_path / "other.sqlite")
+    importing.import_table(other, path)
+    assert [(label.annotator, label.kind) for label in other.labels()] == [("ann", "person"), ("robo", "simulated")]
+    path.write_text(read(path).replace(",kind,", ",sort,"), encoding="utf-8")
+    importing.import_table(LabelStore(tmp_path / "third.sqlite"), path, kind="simulated")
+    assert {label.kind for label in LabelStore(tmp_path / "third.sqlite").labels()} == {"simulated"}
+
+
+@pytest.mark.parametrize("names", ["bob + ", " + ", " + bob"])
+def test_annotators_without_a_name_are_named(tmp_path, names):
+    path, store = tmp_path / "preferences.jsonl", LabelStore(tmp_path / "labels.sqlite")
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "annotator": "ann", "strength": 1}
+    path.write_text(json.dumps(row) + "\n\n" + json.dumps(row | {"annotator": names}) + "\n")
+    for read_one, place in ((importing.import_preferences, path), (importing.import_dataset, tmp_path)):
+        with pytest.raises(formats.BadData, match='preferences.jsonl, line 3, field "annotator": is .* Fix: write the name'):
+            read_one(store, place)
+    assert store.rows("annotator") == []
+    assert importing.import_preferences(store, path, bad="keep_good")["added"] == 1
+    formats.write_judgements(tmp_path / "kto.jsonl", [{"prompt": "p", "completion": text, "label": text == "a"} for text in "ab"])
+    with pytest.raises(ValueError, match="an annotator needs a name"):
+        importing.import_kto(store, tmp_path / "kto.jsonl", " ")
+
+
 def test_words_that_begin_with_an_apostrophe_stay_whole(tmp_path):
     path, store = tmp_path / "others.csv", LabelStore(tmp_path / "labels.sqlite")
     path.write_text("prompt,left,right,choice,annotator\nWhen?,'Tis the season.,'=1+1,left,ann\n")
@@ -205,6 +326,10 @@ def test_words_that_begin_with_an_apostrophe_stay_whole(tmp_path):
     ("prompt,left,right,choice,annotator\np,a,b,left,x\np,a,a,both,\n", 'line 3, field "annotator": is empty'),
     ("prompt,left,right,choice,annotator\np,a,b,best,x\n", "field \"choice\": is 'best'. Fix: use one of left, right"),
     ("prompt,left,right,choice,annotator,seconds\np,a,b,left,x,fast\n", "field \"seconds\": is 'fast'"),
+    ("prompt,left,right,choice,annotator,seconds\np,a,b,left,x," + "9" * 30 + "\n", "line 2, field \"seconds\": is '999"),
+    ("prompt,left,right,choice,annotator,seconds\np,a,b,left,x," + "9" * 400 + "\n", "line 2, field \"seconds\": is '999"),
+    (f"{HEAD}p,a,b,left,x,,person\np,a,b,left,y,,robot\n", "line 3, field \"kind\": is 'robot'. Fix: use one of person, simulated"),
+    (f"{HEAD}p,a,b,left,x,,person\np,a,c,left,x,,simulated\n", "line 3, field \"kind\": is simulated, and further up 'x' is person"),
     ('prompt,left,right,choice,annotator\np,"a', "is not valid CSV"),
 ])
 def test_a_bad_table_is_named(tmp_path, text, message):
@@ -213,6 +338,12 @@ def test_a_bad_table_is_named(tmp_path, text, message):
     with pytest.raises(formats.BadData) as caught:
         importing.import_table(LabelStore(tmp_path / "new.sqlite"), path)
     assert message in str(caught.value)
+
+
+def test_a_cell_may_be_long(tmp_path):
+    path, store = tmp_path / "labels.csv", LabelStore(tmp_path / "labels.sqlite")
+    path.write_text(f"prompt,left,right,choice,annotator\n{'p' * 200_000},a,b,left,x\n")
+    assert importing.import_table(store, path)["added"] == 1
 
 
 def test_a_dataset_folder_is_read_by_datasets_and_by_us(store, tmp_path, monkeypatch):
@@ -289,6 +420,22 @@ def test_backup_copies_and_overwrites_nothing(store, tmp_path):
         store.backup(copy)
     with pytest.raises(StoreError, match="nowhere/copy.sqlite: it cannot be opened"):
         store.backup(tmp_path / "nowhere" / "copy.sqlite")
+
+
+def test_a_backup_that_is_broken_off_is_none(store, tmp_path, monkeypatch):
+    path = tmp_path / "copy.sqlite"
+
+    def broken(copy):
+        copy.execute("CREATE TABLE half(a)")
+        assert not path.exists()                                    # what a kill would leave now is no backup
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_connect", lambda: SimpleNamespace(backup=broken))
+        with pytest.raises(KeyboardInterrupt):
+            store.backup(path)
+    assert [file.name for file in tmp_path.iterdir()] == [store.path.name]
+    assert LabelStore(store.backup(path)).events() == store.events()
 
 
 def test_a_locked_file_is_waited_for_and_then_named(store, monkeypatch):

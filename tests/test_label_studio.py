@@ -118,6 +118,24 @@ def test_a_broken_pull_keeps_the_pages_it_had_and_the_next_finishes(fake, store,
     assert len(store.labels()) == 5 == len(store.events())
 
 
+def test_labels_that_the_server_has_again_stand_again(fake, store, annotator):
+    """A pull while the server was restored from an older backup, say, or while the token saw no annotations."""
+    server, project = judged(fake, store, annotator, 5)
+    server.pull(project, store)
+    labels, given = store.labels(), {number: task["annotations"] for number, task in fake.tasks.items()}
+    for _ in range(2):
+        for task in fake.tasks.values():
+            task["annotations"] = []
+        audit = server.pull(project, store)
+        assert (audit.withdrawn, audit.restored, store.labels()) == (5, 0, [])
+        for number, task in fake.tasks.items():
+            task["annotations"] = given[number]
+        audit = server.pull(project, store)
+        assert (audit.withdrawn, audit.restored, store.labels()) == (0, 5, labels) and "0 withdrawn, 5 restored" in str(audit)
+    events = store.events()
+    assert server.pull(project, store).restored == 0 and store.events() == events
+
+
 def test_tasks_deleted_while_pages_are_read_hide_no_others(fake, store, annotator):
     server, project = judged(fake, store, annotator, 6)
     pages = server._pages(project)

@@ -153,7 +153,7 @@ def test_labels_land_on_the_pair_that_the_notebook_knows(read, store):
 
 @pytest.mark.parametrize("data, seconds, doubt", [
     (PAIR, 1.0, "11 words in 1.0 s"), (PAIR | {"left": " "}, 20, "an answer is empty"), (PAIR, 1.1, None), (PAIR, None, None),
-    (PAIR, "quick", None),
+    (PAIR, "quick", None), (PAIR, 1e300, None),
 ])
 def test_careless_labels_are_kept_and_listed(read, data, seconds, doubt):
     labels, audit = read(PAIRS, data, annotation([selected("right")], lead_time=seconds))

@@ -14,7 +14,8 @@ TUTORIAL = [{"prompt": "How do I sleep better?", "answer1": "Go to bed early.", 
 
 
 def write(path, content):
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    content = content if isinstance(content, str | bytes) else json.dumps(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
 
 
@@ -79,10 +80,19 @@ def test_an_export_read_by_another_configuration_makes_no_labels_and_says_so(sto
 @pytest.mark.parametrize("name, content, message", [
     ("a.json", {"tasks": []}, "is not a list of objects"), ("a.json", "[", "is not valid JSON"), ("a.csv", "", "annotation_id"),
     ("a.csv", "prompt,left\nx,y\n", "annotation_id"), ("a.json", [3], "is not a list of objects"),
+    ("a.json", [{"id": 1, "annotations": []}, {"id": 2, "annotations": 5}], 'a.json, line 2, field "annotations": is 5, .* Fix: export'),
+    ("a.json", [{"id": [1], "annotation_id": 2}], r'a.json, line 1, field "id": is \[1\], .* Fix: export the project again'),
+    ("a.csv", "annotation_id,prompt\n1,é\n".encode("latin-1"), "a.csv, line 2: is not UTF-8 text. Fix: save the file as CSV UTF-8"),
+    ("a.csv", 'annotation_id,prompt\n1,"p', "a.csv, line 2: is not valid CSV .* Fix: close the quotes"),
 ])
 def test_a_file_that_is_no_export_is_refused(tmp_path, store, name, content, message):
     with pytest.raises(BadData, match=message):
         import_export(store, write(tmp_path / name, content))
+
+
+def test_a_cell_may_be_long(tmp_path, store):
+    text = (EXPORTS / "pairs.csv").read_text(encoding="utf-8").replace("Go to bed early.", "Go to bed early. " * 10_000)
+    assert import_export(store, write(tmp_path / "a.csv", text)).labels == 6
 
 
 def test_annotations_of_which_only_the_number_was_exported(tmp_path, store):

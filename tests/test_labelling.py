@@ -124,6 +124,13 @@ def test_a_person_and_a_simulated_annotator_cannot_share_a_name(store):
         store.add_annotator("ann", "simulated")
 
 
+def test_an_annotator_has_a_name(store):
+    for name in ("", " \n"):
+        with pytest.raises(ValueError, match="an annotator needs a name"):
+            LabellingSession(store, CANDIDATES, name)
+    assert store.rows("annotator") == []
+
+
 def make_foreign(path):
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE recipes(name)")

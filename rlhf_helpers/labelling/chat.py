@@ -1,8 +1,9 @@
 """One prompt, the answers of several models side by side, and a judgement that goes into the label store."""
 from collections.abc import Callable, Mapping
 
+from .records import responses_of
 from .session import BadAct, LabellingSession, Shown
-from .store import BOTH, FROM_CHAT, LabelStore, Response
+from .store import FROM_CHAT, LabelStore, Response
 
 
 class Chat:
@@ -25,12 +26,11 @@ class Chat:
         same. Raises BadAct for an empty prompt, and whatever a model raises."""
         if not prompt.strip():
             raise BadAct("the prompt is empty: write something to ask")
-        said: dict[str, list[str]] = {}
+        texts = {}
         for number, (name, model) in enumerate(self.models.items(), 1):
             tell(f"Answer {number} of {len(self.models)} ...")
-            said.setdefault(model(prompt), []).append(name)
-        answers = [{"id": str(number), "text": text, "model": BOTH.join(names), "settings": FROM_CHAT}
-                   for number, (text, names) in enumerate(said.items())]
+            texts[name] = model(prompt)
+        answers = responses_of(texts, FROM_CHAT)
         self.session = self.last = None
         if len(answers) == 1:
             only = Response(answers[0]["text"], answers[0]["model"])

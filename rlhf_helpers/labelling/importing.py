@@ -1,40 +1,43 @@
 """From files of others into the store: preferences, unpaired judgements, rankings, tables, dataset folders.
 
 Imported judgements are labels like all others, of event kind `import`; their sides are not known, so the order in which
-they are kept is by hash. Importing a file again adds nothing. Every function returns an audit, {"rows", "added", "known"
-(in the store before), "dropped": {reason: count}}, and raises BadData, with file, line, field and fix, for bad rows;
-`bad="keep_good"` prints those and goes on with the others.
+they are kept is by hash. Of what an annotator says of a pair, the last row stands; importing a file again adds nothing.
+Every function returns an audit, {"rows", "added", "known" (what the annotator says in the store already), "dropped":
+{reason: count}}, and raises BadData, with file, line, field and fix, for bad rows; `bad="keep_good"` prints those and
+goes on with the others.
 """
 import csv
-import hashlib
 import io
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..formats import BadData, Problem, Rows, as_text, read_judgements, read_preferences, read_rankings, report_problems
+from ..formats import BadData, Problem, Rows, as_text, parsed_lines, read_judgements, read_preferences, read_rankings, report_problems
 from .export import COLUMNS, GUARDED
 from .store import FLAGS, STRENGTHS, Comparison, Event, LabelStore, Response
 
 REQUIRED = ("prompt", "left", "right", "choice", "annotator")
 CHOICES = ("left", "right", "tie_good", "tie_bad", "tie", "skip")
+KINDS = ("person", "simulated")
 
 
 @dataclass
 class _Found:
-    """What a file says: comparisons, who says what of them, and what had to be left out."""
+    """What a file says: comparisons, who says what of them, what had to be left out, and annotators' kinds where it has them."""
 
     rows: int = 0
     said: list[tuple[Comparison, str, dict]] = field(default_factory=list)
     dropped: Counter = field(default_factory=Counter)
+    kinds: dict[str, str] = field(default_factory=dict)
 
 
 def import_preferences(store: LabelStore, path: str | Path, kind: str = "person", bad: str = "raise") -> dict:
     """Add `prompt`, `chosen`, `rejected`, `annotator`, `strength`, plain or messages. Names joined by " + " are several
     annotators, who all said so; shares of votes below 1 are dropped, because nobody knows who else said what."""
     found = _Found()
-    for row in read_preferences(path, bad):
+    for row in _preferences(path, bad):
         _preference(found, row)
     return _add(store, found, kind)
 
@@ -48,7 +51,7 @@ def import_dataset(store: LabelStore, folder: str | Path, kind: str = "person", 
                                 "datasets.load_dataset(folder)['train'].to_json('data/train.jsonl').")
     found = _Found()
     for path in files:
-        for row in read_preferences(path, bad):
+        for row in _preferences(path, bad):
             _preference(found, row)
     return _add(store, found, kind)
 
@@ -85,8 +88,8 @@ def import_rankings(store: LabelStore, path: str | Path, kind: str = "person", b
 
 def import_table(store: LabelStore, path: str | Path, kind: str = "person", bad: str = "raise") -> dict:
     """Add the labels of a CSV file with the columns prompt, left, right, choice and annotator; strength, left flags,
-    right flags, comment, seconds, left model and right model where there are such columns. Pairs that are equal in a
-    ranking are dropped (import the ranking)."""
+    right flags, comment, seconds, left model and right model where there are such columns, and kind (person or
+    simulated) in place of the parameter. Pairs that are equal in a ranking are dropped (import the ranking)."""
     found = _Found()
     for row in _read_table(Path(path), bad):
         found.rows += 1
@@ -94,11 +97,25 @@ def import_table(store: LabelStore, path: str | Path, kind: str = "person", bad:
             found.dropped["equal in a ranking"] += 1
         else:
             found.said.append(_from_table(row))
+            found.kinds[row["annotator"]] = row.get("kind", kind)
     return _add(store, found, kind)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rows to labels
+
+def _preferences(path: str | Path, bad: str) -> Rows:
+    """The preferences of a file, each by annotators with a name."""
+    rows = read_preferences(path, bad)
+    nameless = [row for row in rows if not all(name.strip() for name in row["annotator"].split(" + "))]
+    if nameless:
+        problems = [Problem(str(path), number, "annotator", f"is {row['annotator']!r}, where a name is missing beside the +",
+                            "write the name, or delete the +")
+                    for number, row, _, _ in parsed_lines(path) if row in nameless]
+        rows = Rows((row for row in rows if row not in nameless), problems)
+        report_problems(rows, bad)
+    return rows
+
 
 def _preference(found: _Found, row: dict, counted: bool = False) -> None:
     found.rows += not counted
@@ -125,44 +142,63 @@ def _from_table(row: dict) -> tuple[Comparison, str, dict]:
 
 
 def _add(store: LabelStore, found: _Found, kind: str) -> dict:
+    last = {(comparison.id, name): (comparison, name, what) for comparison, name, what in found.said}
+    if len(last) < len(found.said):
+        found.dropped["said again further down"] = len(found.said) - len(last)
+    standing = {(event.comparison_id, event.annotator): event for event in store.standing()}
+    new = [said for key, said in last.items() if not _stands(standing.get(key), said[2])]
     for name in sorted({name for _, name, _ in found.said}):
-        store.add_annotator(name, kind)
+        store.add_annotator(name, found.kinds.get(name, kind))
     store.add_comparisons(pair for pair, _, _ in found.said)
-    added = store.record(*(_event(*said) for said in found.said))
-    return {"rows": found.rows, "added": added, "known": len(found.said) - added, "dropped": dict(found.dropped)}
+    added = store.record(*(_event(*said) for said in new))
+    return {"rows": found.rows, "added": added, "known": len(last) - added, "dropped": dict(found.dropped)}
+
+
+def _stands(event: Event | None, what: dict) -> bool:
+    """Whether this is what the annotator says already. What the file has no room for is left as it is."""
+    said = {"choice": None, "preferred": None, "ranking": None} | what
+    names = ("choice", "preferred", "ranking", "strength", "flags", "comment")
+    return event is not None and all(getattr(event, name) == said[name] for name in names if name in said)
 
 
 def _event(comparison: Comparison, annotator: str, what: dict) -> Event:
     order = tuple(sorted(answer.id for answer in comparison.responses))
-    said = f"{comparison.id} {annotator} {what.get('choice')} {what.get('preferred')} {what.get('ranking')}"
-    same_again = hashlib.sha256(said.encode()).hexdigest()[:32]
     return Event(**{"kind": "import", "shown_order": order} | what, comparison_id=comparison.id, annotator=annotator,
-                 session="import", ui="import", id=same_again)
+                 session="import", ui="import")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading tables
 
-def _read_table(path: Path, bad: str) -> Rows:
+@contextmanager
+def table_reader(path: Path, **form) -> Iterator[csv.DictReader]:
+    """Reads the rows of a CSV file. Raises FileNotFoundError, or BadData if it is no such file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file. Check the name, or export a table first.")
+    csv.field_size_limit(2**31 - 1)                              # 131,072 characters else, and an answer may be longer
     try:
-        reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
-        return _checked_table(path, reader, bad)
+        reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True, **form)
+        yield reader
     except UnicodeDecodeError as error:
-        raise BadData([Problem(str(path), 1, "", "is not UTF-8 text", "save the file as CSV UTF-8")]) from error
+        line = 1 + error.object[:error.start].count(b"\n")
+        raise BadData([Problem(str(path), line, "", "is not UTF-8 text", "save the file as CSV UTF-8")]) from error
     except csv.Error as error:
-        raise BadData([Problem(str(path), reader.line_num, "", f"is not valid CSV ({error})", "close the quotes")]) from error
+        raise BadData([Problem(str(path), reader.reader.line_num, "", f"is not valid CSV ({error})", "close the quotes")]) from error
+
+
+def _read_table(path: Path, bad: str) -> Rows:
+    with table_reader(path) as reader:
+        return _checked_table(path, reader, bad)
 
 
 def _checked_table(path: Path, reader: csv.DictReader, bad: str) -> Rows:
     missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
     if missing:
         raise BadData([Problem(str(path), 1, name, "is missing", "add a column of this name") for name in missing])
-    rows, line = Rows(), 2
+    rows, line, kinds = Rows(), 2, {}
     for row in reader:
         row = {name: _text(value) for name, value in row.items() if name in COLUMNS}
-        faults = list(_table_faults(row))
+        faults = list(_table_faults(row, kinds))
         rows.problems += [Problem(str(path), line, *fault) for fault in faults]
         if not faults:
             rows.append(row)
@@ -176,7 +212,7 @@ def _text(cell: str | None) -> str:
     return cell[1:] if cell and cell[0] == "'" and cell[1:].startswith(GUARDED) else cell or ""
 
 
-def _table_faults(row: dict) -> Iterator[tuple[str, str, str]]:
+def _table_faults(row: dict, kinds: dict[str, str]) -> Iterator[tuple[str, str, str]]:
     for name in ("prompt", "annotator"):
         if not row[name].strip():
             yield name, "is empty", "fill it in, or delete the row"
@@ -189,5 +225,9 @@ def _table_faults(row: dict) -> Iterator[tuple[str, str, str]]:
     for name in ("left flags", "right flags"):
         if unknown := set(filter(None, row.get(name, "").split(", "))) - set(FLAGS):
             yield name, f"has {', '.join(sorted(unknown))}", f"use {', '.join(FLAGS)}"
-    if row.get("seconds") and not row["seconds"].replace(".", "", 1).isdecimal():
-        yield "seconds", f"is {row['seconds']!r}", "write a number such as 7.5, or nothing"
+    if row.get("seconds") and not (row["seconds"].replace(".", "", 1).isdecimal() and float(row["seconds"]) < 1e9):
+        yield "seconds", f"is {row['seconds']!r:.40}", "write a number such as 7.5, or nothing"
+    if row.get("kind", "person") not in KINDS:
+        yield "kind", f"is {row['kind']!r}", f"use one of {', '.join(KINDS)}"
+    elif "kind" in row and kinds.setdefault(row["annotator"], row["kind"]) != row["kind"]:
+        yield "kind", f"is {row['kind']}, and further up {row['annotator']!r} is {kinds[row['annotator']]}", "give each annotator one kind"

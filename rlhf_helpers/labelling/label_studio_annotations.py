@@ -52,19 +52,21 @@ class Layout:
 
 @dataclass
 class Audit:
-    """What became of annotations: how many gave `labels`, were `skips`, or were `withdrawn` because the server has them no more;
-    `dropped` and `suspects` have a line each, saying which and why. Suspects are among the labels."""
+    """What became of annotations: how many gave `labels`, were `skips`, were `withdrawn` because the server has them no more, or
+    `restored` because it has them again; `dropped` and `suspects` have a line each, saying which and why. Suspects are among the
+    labels."""
 
     tasks: int = 0
     labels: int = 0
     skips: int = 0
     withdrawn: int = 0
+    restored: int = 0
     dropped: list[str] = field(default_factory=list)
     suspects: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{self.tasks} tasks: {self.labels} annotations with a label, {self.skips} skipped, {len(self.dropped)} without a "
-                 f"label, {self.withdrawn} withdrawn; {len(self.suspects)} of the labels look careless."]
+                 f"label, {self.withdrawn} withdrawn, {self.restored} restored; {len(self.suspects)} of the labels look careless."]
         for title, found in (("No label", self.dropped), ("Look again", self.suspects)):
             lines += [f"{title}: {line}" for line in found[:LINES_SHOWN]]
             if len(found) > LINES_SHOWN:
@@ -188,7 +190,7 @@ def _seconds(annotation: dict) -> float | None:
         seconds = float(annotation.get("lead_time"))
     except (TypeError, ValueError):
         return None
-    return seconds if 0 <= seconds < float("inf") else None
+    return seconds if 0 <= seconds < 1e9 else None                   # more the store cannot hold
 
 
 def _time(annotation: dict) -> str:

@@ -1,10 +1,12 @@
 """Files from Label Studio and for it, without a server: exports in any of its forms, and lists of prompts with two answers."""
-import csv
 from pathlib import Path
 
 from ..formats import BadData, Problem, check_candidates, read_json
+from .importing import table_reader
 from .label_studio_annotations import PAIRWISE, Audit, Layout, layout_of, parsed, record_tasks
 from .store import LabelStore
+
+AGAIN = "export the project again as JSON, JSON_MIN or CSV"
 
 
 def import_export(store: LabelStore, path: str | Path, configuration: str | Path = PAIRWISE) -> Audit:
@@ -17,6 +19,11 @@ def import_export(store: LabelStore, path: str | Path, configuration: str | Path
     path, audit = Path(path), Audit()
     layout = layout_of(Path(configuration).read_text(encoding="utf-8"))
     tasks = _list(path) if path.suffix.lower() == ".json" else _table(path)
+    problems = [Problem(str(path), number, name, f"is {task[name]!r:.40}, which no export has there", AGAIN)
+                for number, task in enumerate(tasks, 1) for name, fits in (("id", int | str | None), ("annotations", list | None))
+                if not isinstance(task.get(name), fits)]
+    if problems:
+        raise BadData(problems)
     if not all("annotations" in task for task in tasks):
         tasks = _tasks(tasks, layout)
     record_tasks(store, tasks, layout, f"Label Studio file {path.name}", audit)
@@ -40,15 +47,15 @@ def read_answer_pairs(path: str | Path) -> list[dict]:
 def _list(path: Path) -> list[dict]:
     rows = read_json(path)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise BadData([Problem(str(path), 1, "", "is not a list of objects", "export the project again as JSON, JSON_MIN or CSV")])
+        raise BadData([Problem(str(path), 1, "", "is not a list of objects", AGAIN)])
     return rows
 
 
 def _table(path: Path) -> list[dict]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+    with table_reader(path, delimiter="\t" if path.suffix.lower() == ".tsv" else ",") as reader:
+        rows = list(reader)
     if not rows or "annotation_id" not in rows[0]:
-        raise BadData([Problem(str(path), 1, "annotation_id", "is missing", "export the project again as JSON, JSON_MIN or CSV")])
+        raise BadData([Problem(str(path), 1, "annotation_id", "is missing", AGAIN)])
     return rows
 
 

@@ -3,6 +3,7 @@ import hashlib
 import json
 import sqlite3
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -35,6 +36,15 @@ class Response:
     @cached_property
     def id(self) -> str:
         return _hash(self.text)
+
+
+def responses_of(texts: Mapping[str, str], settings: dict) -> list[dict]:
+    """The answers of several models (name: text) as the responses of a candidate row; models that said the same share one."""
+    said: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        said.setdefault(text, []).append(name)
+    return [{"id": str(number), "text": text, "model": BOTH.join(names), "settings": settings}
+            for number, (text, names) in enumerate(said.items())]
 
 
 @dataclass(frozen=True)

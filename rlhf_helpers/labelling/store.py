@@ -9,8 +9,9 @@ import json
 import os
 import sqlite3
 import threading
+import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from .records import BOTH, EVENT_FIELDS, FLAGS, FROM_CHAT, STRENGTHS, Comparison, Event, Label, Response, now, pair_label, pairs_in
@@ -96,12 +97,14 @@ class LabelStore:
         path = Path(path)
         if path.exists():
             raise StoreError(f"{path}: there is a file of that name, and a backup overwrites nothing. Choose another name.")
-        with self._clear_errors(path):
-            copy = sqlite3.connect(path)
-            try:
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")      # else half a copy would pass for a whole one
+        try:
+            with self._clear_errors(path), closing(sqlite3.connect(aside)) as copy:
                 self._connect().backup(copy)
-            finally:
-                copy.close()
+            if not path.exists():              # another notebook may have been quicker, and have changed the store since
+                os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
         return path
 
     def _check_identity(self, connection: sqlite3.Connection) -> None:
@@ -152,7 +155,9 @@ class LabelStore:
                 raise
 
     def add_annotator(self, name: str, kind: str = "person") -> None:
-        """Make `name` known as a "person" or "simulated". Raises StoreError if it is known as the other."""
+        """Make `name` known as a "person" or "simulated". Raises StoreError if it is known as the other, ValueError if it is blank."""
+        if not name.strip():
+            raise ValueError(f"an annotator needs a name, and {name!r} is none. Write one, such as your own.")
         with self._transaction() as connection:
             connection.execute("INSERT INTO annotator VALUES(?, ?, ?) ON CONFLICT DO NOTHING", (name, kind, now()))
             known = connection.execute("SELECT kind FROM annotator WHERE name = ?", (name,)).fetchone()[0]
@@ -212,6 +217,12 @@ class LabelStore:
         rows = self._rows("SELECT id, comparison_id, annotator FROM live WHERE session = ? ORDER BY seq", session)
         return [tuple(row) for row in rows]
 
+    def undone_acts(self, session: str) -> list[tuple[str, str, str, str]]:
+        """(event id, id of its undo, pair id, annotator) of what was undone in this session and still is."""
+        rows = self._rows("SELECT undoes, id, comparison_id, annotator FROM event u WHERE kind = 'undo' AND session = ?"
+                          " AND NOT EXISTS(SELECT 1 FROM event r WHERE r.undoes = u.id) ORDER BY seq", session)
+        return [tuple(row) for row in rows]
+
     def labels(self) -> list[Label]:
         """What every annotator says now, skips included, in the order in which they said it; a ranking as one label for
         each of its pairs. Hidden repeats are in `repeats`; pairs of known outcome are left out (see `gold_labels`)."""
@@ -227,10 +238,13 @@ class LabelStore:
         labels = self._labels("WHERE l.round = 0 AND c.gold IS NOT NULL")
         return [(label, label.preferred == gold[label.comparison_id]) for label in labels if label.choice != "skip"]
 
+    def standing(self) -> list[Event]:
+        """The last act of every annotator on every pair or set that is not undone, without hidden repeats."""
+        return [Event.from_row(row) for row in self._rows("SELECT * FROM current_label WHERE round = 0 ORDER BY seq")]
+
     def rankings(self) -> list[Event]:
         """Every ranking that stands, in the order in which they were made."""
-        rows = self._rows("SELECT * FROM current_label WHERE ranking IS NOT NULL AND round = 0 ORDER BY seq")
-        return [Event.from_row(row) for row in rows]
+        return [event for event in self.standing() if event.ranking]
 
     def _labels(self, condition: str) -> list[Label]:
         lengths = self._lengths()
@@ -271,6 +285,12 @@ class LabelStore:
         """One of TABLES, in the order in which its rows were added, without the numbers that SQLite gave them."""
         rows = self._rows(f"SELECT * FROM {table} ORDER BY rowid")
         return [{name: value for name, value in dict(row).items() if name != "seq"} for row in rows]
+
+    def columns(self, table: str) -> dict[str, tuple[str, bool]]:
+        """{name: (TEXT, INTEGER or REAL, whether a row has to have it)} of the columns that `rows` gives."""
+        rows = self._rows(f"PRAGMA table_info({table})")
+        return {row["name"]: (row["type"], bool(row["notnull"] or row["pk"]) and row["dflt_value"] is None)
+                for row in rows if row["name"] != "seq"}
 
     def add_rows(self, rows: Iterable[tuple[str, dict]]) -> list[bool]:
         """Add (table, row as `rows` gives it), all or none, and return which were new: a row whose key is there stays as

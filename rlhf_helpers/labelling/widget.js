@@ -54,13 +54,15 @@ function newId() {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-// What waits in the browser. Storage may be forbidden (private windows, sandboxed frames): then the page alone remembers.
+// What waits in the browser. Storage may be full or forbidden (private windows, sandboxed frames): then the page alone remembers.
 class Kept {
   constructor(name) {
     this.name = name;
     this.value = null;
+    this.failed = false; // whether the storage lacks what was set last
   }
   get(otherwise) {
+    if (this.failed) return this.value ?? otherwise;
     try {
       return JSON.parse(localStorage.getItem(this.name)) ?? otherwise;
     } catch {
@@ -72,8 +74,9 @@ class Kept {
     try {
       if (value === null) localStorage.removeItem(this.name);
       else localStorage.setItem(this.name, JSON.stringify(value));
+      this.failed = false;
     } catch {
-      // `value` has it
+      this.failed = true; // `value` has it
     }
   }
 }
