@@ -100,7 +100,7 @@ def edited(**values):
 
 
 @pytest.mark.parametrize("change, expected", [
-    (lambda line: line[:-3], ["food.jsonl line 4", "not JSON", "one topic a line"]),
+    (lambda line: line[:-3], ["food.jsonl line 4", "not valid JSON", "one topic a line"]),
     (edited(goal=""), ["food.jsonl line 4", "field goal", "needs a text"]),
     (edited(topic=7), ["food.jsonl line 4", "field topic", "needs a text"]),
     (edited(tips=[]), ["food.jsonl line 4", "field tips", "needs a list"]),
@@ -110,7 +110,10 @@ def edited(**values):
     (edited(tips=[{"tip": "stir well", "reason": "it helps"}, "stir"]), ["food.jsonl line 4", "tips[1]", "a reason"]),
     (edited(tips=[{"tip": 5, "reason": "it helps"}]), ["food.jsonl line 4", "tips[0]", "needs a tip and a reason"]),
     (edited(topic="sleep"), ["food.jsonl line 4", "field topic", "'sleep'", "twice", "rename"]),
+    (edited(tips=[{"tip": f"stir {k} times", "reason": f"{k} is right"} for k in range(11)]),
+     ["food.jsonl line 4", "field tips", "there are 11", "write more"]),
     (lambda line: '["a list"]', ["food.jsonl line 4", "one topic a line"]),
+    (lambda line: "[" * 200000, ["food.jsonl line 4", "nested too deeply", "delete the line"]),
 ])
 def test_a_bad_topic_is_named_with_file_line_field_and_fix(copy, change, expected):
     change_line(copy, "topics/food.jsonl", 4, change)
@@ -135,14 +138,71 @@ def test_the_same_tip_under_two_topics_is_named_with_both(copy):
     ("language.json", lambda c: c.pop("personas"), ["language.json", "field personas", "needs"]),
     ("language.json", lambda c: c["personas"][2].pop("side"), ["language.json", "personas[2]", "side"]),
     ("language.json", lambda c: c["personas"].pop(), ["language.json", "personas", "origin_village", "two"]),
+    ("language.json", lambda c: c["personas"][2].update(id="age_old"), ["personas[2], id", "'age_old'", "twice", "rename"]),
+    ("language.json", lambda c: c.update(instruction_pairs=[[[], {}]]), ["language.json", "field instruction_pairs", "needs pairs"]),
+    ("language.json", lambda c: c.update(instruction_pairs=[["list", "list"]]), ["language.json", "field instruction_pairs", "different"]),
+    ("language.json", lambda c: c["instruction_pairs"].append(["list", "count"]), ["language.json", "instruction_pairs", "no pair twice"]),
+    ("language.json", lambda c: c["questions"].__setitem__(0, "What {nope}?"), ["language.json", "questions[0]", "{nope}", "but {goal}"]),
+    ("language.json", lambda c: c["questions"].__setitem__(1, "What helps?"), ["language.json", "questions[1]", "needs {goal}"]),
+    ("language.json", lambda c: c["frames"].__setitem__(2, "try {}"), ["language.json", "frames[2]", "'try {}'", "but {tip}"]),
+    ("language.json", lambda c: c.update(frames=["also {tip}"]), ["language.json", "field frames", '"also"']),
+    ("language.json", lambda c: c["purposes"].append("to {goal:9999999999}, "), ["language.json", "purposes[2]", "but {goal}"]),
+    ("language.json", lambda c: c["goal_reactions"].append("{other}!"), ["language.json", "goal_reactions[3]", "but {goal}"]),
+    ("language.json", lambda c: c.pop("collections"), ["language.json", "field collections", "needs a list"]),
+    ("language.json", lambda c: c["instructions"]["count"].__setitem__(1, "{number} {tip}"), ["instructions, count[1]", "{number}, "]),
+    ("language.json", lambda c: c["instructions"]["first_word"].__setitem__(1, "Begin!"), ["instructions, first_word[1]", "needs {word}"]),
+    ("language.json", lambda c: c["instructions"]["list"].__setitem__(3, "{"), ["instructions, list[3]", "use no braces"]),
+    ("language.json", lambda c: c.pop("knowledge"), ["language.json", "field knowledge", "needs"]),
+    ("language.json", lambda c: c["knowledge"]["safe"].append(["Why?"]), ["language.json", "knowledge, safe", "needs pairs"]),
+    ("language.json", lambda c: c["knowledge"]["safe"].append(["Why?", "{why}"]), ["knowledge, safe[2][1]", "but {tip}, {goal}, {reason}"]),
     ("splits.json", lambda c: c.update(topics=["sleeep"]), ["splits.json", "field topics", "sleeep", "choose from"]),
+    ("splits.json", lambda c: c.update(topics=TOPICS), ["splits.json", "field topics", "none for training", "delete some"]),
     ("splits.json", lambda c: c.pop("questions"), ["splits.json", "field questions", "needs a list"]),
+    ("splits.json", lambda c: c.update(questions=[3, 20]), ["splits.json", "questions[1]", "no 20", "choose from 0 to 19"]),
+    ("splits.json", lambda c: c.update(questions=[-1]), ["splits.json", "questions[0]", "no -1", "choose from 0 to 19"]),
+    ("splits.json", lambda c: c.update(questions=[True]), ["splits.json", "questions[0]", "no True", "choose from 0 to 19"]),
+    ("splits.json", lambda c: c.update(questions=list(range(20))), ["splits.json", "field questions", "none for training", "delete some"]),
+    ("splits.json", lambda c: c.update(instruction_wordings=[9]), ["splits.json", "instruction_wordings[0]", "no 9", "choose from 0 to 3"]),
+    ("splits.json", lambda c: c.update(instruction_wordings=[0, 1, 2, 3]), ["splits.json", "instruction_wordings", "none for training"]),
+    ("splits.json", lambda c: c.update(instruction_pairs=[["nope", "count"]]), ["instruction_pairs[0]", "nope", "choose from"]),
+    ("splits.json", lambda c: c.update(instruction_pairs=[[1, 2]]), ["splits.json", "instruction_pairs[0]", "[1, 2]", "choose from"]),
+    ("splits.json", lambda c: c.update(instruction_pairs=[["list", "count"]]), ["splits.json", "instruction_pairs[0]", "choose from"]),
+    ("splits.json", lambda c: c.update(instruction_pairs=WORLD.language["instruction_pairs"]), ["instruction_pairs", "none for training"]),
+    ("splits.json", lambda c: c.update(instruction_pairs=[p for p in WORLD.language["instruction_pairs"] if "count" in p]),
+     ["splits.json", "field instruction_pairs", "no pair with count for training", "delete some"]),
 ])
 def test_bad_language_or_splits_are_named_with_file_field_and_fix(copy, name, change, expected):
     change_json(copy, name, change)
     with pytest.raises(CatalogueError) as error:
         load_catalogue(copy)
     assert [part for part in expected if part not in str(error.value)] == [], str(error.value)
+
+
+@pytest.mark.parametrize("name, content, expected", [
+    ("topics/body.jsonl", b"\n\xe9\n", ["body.jsonl line 2", "not UTF-8", "save the file as UTF-8"]),
+    ("language.json", b"\xef\xbb\xbf{\n\n\xe9}", ["language.json line 3", "not UTF-8", "save the file as UTF-8"]),
+    ("splits.json", b"{\n\xe9}", ["splits.json line 2", "not UTF-8", "save the file as UTF-8"]),
+    ("language.json", b"[" * 200000, ["language.json", "not JSON that can be read", "restore"]),
+    ("splits.json", b'{"questions": [' + b"1" * 5000 + b"]}", ["splits.json", "not JSON that can be read", "restore"]),
+])
+def test_what_cannot_be_read_is_named_with_file_line_and_fix(copy, name, content, expected):
+    (copy / name).write_bytes(content)
+    with pytest.raises(CatalogueError) as error:
+        load_catalogue(copy)
+    assert [part for part in expected if part not in str(error.value)] == [], str(error.value)
+
+
+@pytest.mark.parametrize("name", ["topics/body.jsonl", "language.json", "splits.json"])
+@pytest.mark.parametrize("change", [lambda data: b"\xef\xbb\xbf" + data, lambda data: b"\n" + data + b"\n \n",
+                                    lambda data: data.replace(b"\n", b"\r\n")], ids=["byte-order mark", "blank lines", "Windows"])
+def test_a_byte_order_mark_blank_lines_and_windows_line_ends_do_no_harm(copy, name, change):
+    (copy / name).write_bytes(change((copy / name).read_bytes()))
+    assert load_catalogue(copy) == WORLD
+
+
+def test_a_text_may_hold_a_line_separator(copy):
+    change_line(copy, "topics/food.jsonl", 1, lambda line: json.dumps(json.loads(line) | {"unsafe": ["eat\u2028it"]}, ensure_ascii=False))
+    assert ("eat\u2028it",) in [topic.unsafe for topic in load_catalogue(copy).topics.values()]
 
 
 def test_missing_and_broken_files(copy):
@@ -184,7 +244,7 @@ def test_same_seed_same_text_and_another_seed_another():
 def test_faults_come_at_the_documented_rates(quality, name):
     documented = {row[0]: float(row[1 if name == "CROWD" else 2]) / 100 for row in table("README.md", "## Planted rates")}
     dice, seen, could = Dice(f"rates {name}"), dict.fromkeys(documented, 0), dict.fromkeys(documented, 0)
-    for _ in range(20000):  # so many that two points are more than chance, also for rates of some answers only
+    for _ in range(20000):
         request = ask(dice, TOPICS)
         side = WORLD.personas[request.persona].side if request.persona else None
         _, faults = answer(dice, request, quality)
@@ -199,7 +259,8 @@ def test_faults_come_at_the_documented_rates(quality, name):
                 could[fault] += 1
     for fault, tried in could.items():
         if tried:
-            assert abs(seen[fault] / tried - documented[fault]) <= 0.02, f"{fault}: {seen[fault]} of {tried}"
+            p = documented[fault]  # four standard errors, so that even a rate of one in a hundred has to be there
+            assert abs(seen[fault] / tried - p) <= 4 * (p * (1 - p) / tried) ** 0.5, f"{fault}: {seen[fault]} of {tried}"
 
 
 def test_more_than_a_million_answers_to_one_plain_question():
