@@ -12,12 +12,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from datasets import Dataset
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from .models import chat, load_policy, load_tokenizer, sample
 from .profiles import OnlineDPO, Training
-from .rewards import Reward, reward_of
+from .rejection import asked_in_rounds
+from .rewards import Reward, finite, reward_of
 from .training import History, length_grouped, run_trainer, trainer_settings
 
 MAX_LENGTH = 256
@@ -29,16 +30,20 @@ def train_dpo(start: str | Path, rows: list[dict], folder: str | Path, training:
     """DPO from the policy in `start`, which is also the reference, on preferences (`prompt`, `chosen`, `rejected`).
 
     Raises:
-        RuntimeError: if the first loss is not ln 2, which means that policy and reference were not the same model.
+        RuntimeError: after the first step, if its loss is not ln 2, which means that policy and reference were not the same model.
     """
     data = _dataset(length_grouped(rows, ("prompt", "chosen", "rejected"), training.batch_size, seed))
     settings = trainer_settings(folder, seed, training, PAIRS_AT_ONCE, max_length=MAX_LENGTH, beta=beta)
-    trainer = DPOTrainer(model=str(start), processing_class=load_tokenizer(start), train_dataset=data, args=DPOConfig(**settings))
-    history = run_trainer(trainer, History(title), folder)
-    if abs(history.rows[0]["loss"] - math.log(2)) > 1e-3:
-        raise RuntimeError(f"the first DPO loss is {history.rows[0]['loss']:.4f}, not ln 2 = 0.6931: "
-                           "policy and reference differ; pass the folder of the SFT model")
-    return history
+    trainer = DPOTrainer(model=str(start), processing_class=load_tokenizer(start), train_dataset=data, args=DPOConfig(**settings),
+                         callbacks=[_StartsAtLn2()])
+    return run_trainer(trainer, History(title), folder)
+
+
+class _StartsAtLn2(TrainerCallback):
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.global_step == 1 and "loss" in logs and not abs(logs["loss"] - math.log(2)) <= 1e-3:
+            raise RuntimeError(f"the first DPO loss is {logs['loss']:.4f}, not ln 2 = 0.6931: "
+                               "policy and reference differ; pass the folder of the SFT model")
 
 
 def best_and_worst(prompts: Sequence[str], answers: Sequence[str], scores: np.ndarray, allowed: np.ndarray,
@@ -70,10 +75,9 @@ def train_online(start: str | Path, reward: str | Path | Reward, prompts: list[s
         RuntimeError: if in some round no answer beat another: the policy gives the same answer always, or the reward is constant.
     """
     tokenizer, scored, policy, histories = load_tokenizer(start), reward if callable(reward) else reward_of(reward), start, []
-    for number in range(plan.rounds):
-        asked = prompts[number * plan.prompts:(number + 1) * plan.prompts] * plan.answers
+    for number, asked in enumerate(asked_in_rounds(prompts, plan)):
         said = sample(load_policy(policy), tokenizer, asked, seed=1000 * seed + number, max_new_tokens=max_new_tokens)
-        finished, scores = np.array(said.finished), np.array(scored(asked, said.texts))
+        finished, scores = np.array(said.finished), np.array(finite(scored, asked, said.texts))
         pairs = best_and_worst(asked, said.texts, np.where(finished, scores, scores.min()), finished, plan.one_in)
         if not pairs:
             raise RuntimeError(f"round {number + 1} found no pair: no answer to any of {plan.prompts} prompts has a higher reward "

@@ -154,12 +154,16 @@ def plot_groups(axis, names: list[str], groups: dict[str, list[dict]], label: st
     axis.legend()
 
 
-def plot_points(axis, points: dict[str, tuple[dict, dict]], x_label: str, y_label: str) -> None:
-    """A dot for each name with its interval in both directions; `points[name]` holds the estimates (x, y)."""
-    for k, (name, (x, y)) in enumerate(points.items()):
+def plot_points(axis, points: dict[str, tuple[dict, dict] | None], x_label: str, y_label: str) -> None:
+    """A dot for each name with its interval in both directions; `points[name]` holds the estimates (x, y), or None where there is nothing
+    to draw but the others keep their colours."""
+    for k, (name, at) in enumerate(points.items()):
+        if at is None:
+            continue
+        x, y = at
         errors = {f"{side}err": [[e["estimate"] - e["low"]], [e["high"] - e["estimate"]]] for side, e in (("x", x), ("y", y))}
         axis.errorbar(x["estimate"], y["estimate"], **errors, fmt=MARKERS[k % len(MARKERS)], color=COLOURS[k % len(COLOURS)],
                       capsize=3, label=name)
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
-    axis.legend()
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # outside, where it hides no interval

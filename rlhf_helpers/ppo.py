@@ -8,6 +8,7 @@ The implementation details that Huang, Liu and von Werra (2023) and Huang et al.
 notebook 07, each done or left out with the reason.
 """
 
+import hashlib
 import math
 import os
 from contextlib import nullcontext
@@ -34,7 +35,7 @@ class TrainingStopped(RuntimeError):
 # --- the formulas; all tensors are (rows, tokens of the completion), mask is 1 up to the end token and 0 after it ------------------
 
 def token_rewards(scores, log_probs, reference, mask, beta: float):
-    """-beta (log pi - log pi_ref) at each token, plus the answer's score (rows,) at its last. Ziegler et al. (2019), equation 2."""
+    """-beta (log pi - log pi_ref) at each token, plus the answer's score (rows,) at its last: Ziegler et al. (2019), equation 2."""
     given = -beta * (log_probs - reference) * mask
     last = mask.sum(1).long() - 1
     return given.scatter_add(1, last[:, None], scores[:, None].to(given.dtype))
@@ -44,7 +45,7 @@ def estimate_advantages(given, values, mask, discount: float, trace: float):
     """Generalised advantage estimation and the returns that the values should have been.
 
     A_t = delta_t + gamma lambda A_{t+1} with delta_t = r_t + gamma V_{t+1} - V_t, and nothing after the end.
-    Schulman et al. (2015, arXiv:1506.02438), equations 12 and 16. Returns: A + V.
+    Schulman et al. (2015, arXiv:1506.02438), equation 16. Returns: A + V.
     """
     advantages, after, next_value = torch.zeros_like(given), given.new_zeros(len(given)), given.new_zeros(len(given))
     for t in reversed(range(given.shape[1])):
@@ -177,8 +178,9 @@ class PPO:
         """All steps, one row of `history` each. `callback(row, policy)` runs on every process after each; True ends the training.
 
         With a `checkpoint`, everything is written to that file after `every` steps, and read first if the file is there: the rest of
-        the run is then what it would have been, number for number.
+        the run is then what it would have been, number for number. (A reward that is a function is taken to be the same.)
         """
+        self.start = self._weights_now() if checkpoint else ""
         first = self.load(checkpoint, history) if checkpoint and Path(checkpoint).exists() else 0
         for step in range(first, self.plan.steps):
             row = {"step": step + 1, **self.step(step)}
@@ -320,17 +322,30 @@ class PPO:
         self.accelerator.wait_for_everyone()
 
     def load(self, path: str | Path, history: History) -> int:
-        """Take up what `save` wrote; returns the next step. Raises ValueError if it was another run's."""
-        kept = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-        if kept["setting"] != self._setting():
-            raise ValueError(f"{Path(path).name} is of a run with another plan, seed or number of processes: delete it, or name another")
+        """Take up what `save` wrote; returns the next step. Raises ValueError if it is damaged or another run's."""
+        try:
+            kept = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            same = {name: kept["setting"][name] == value for name, value in self._setting().items()}
+        except Exception as problem:  # torch names no kinds
+            raise ValueError(f"{Path(path).name} is damaged or no checkpoint of PPO: delete it, or name another") from problem
+        if not all(same.values()):
+            raise ValueError(f"{Path(path).name} is of a run with another {', '.join(n for n in same if not same[n])}: delete it, or name "
+                             "another")
         self.actor.load_state_dict(kept["weights"], strict=False)
         self.optimizer.load_state_dict(kept["optimizer"])
         self.beta, history.rows[:] = kept["beta"], kept["rows"]
         return len(kept["rows"])
 
     def _setting(self) -> dict:
-        return {"plan": asdict(self.plan), "seed": self.seed, "processes": self.accelerator.num_processes}
+        return {"plan": asdict(self.plan), "seed": self.seed, "number of processes": self.accelerator.num_processes,
+                "first model": self.start, "reward model": getattr(self.reward, "fingerprint", None), "prompts": self.prompts,
+                "limit on length": self.max_new_tokens}
+
+    def _weights_now(self) -> str:
+        found = hashlib.sha256()
+        for name, value in self.actor.named_parameters():
+            found.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+        return found.hexdigest()
 
 
 def train_ppo(start: str | Path, reward: str | Path | Reward, prompts: list[str], folder: str | Path, plan: ProximalPolicyOptimisation,

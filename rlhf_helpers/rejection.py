@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from .models import load_policy, load_tokenizer, rewards, sample
-from .profiles import RejectionSampling
-from .rewards import Reward, reward_of
+from .profiles import OnlineDPO, RejectionSampling
+from .rewards import Reward, finite, reward_of
 from .sft import train_sft
 
 
@@ -36,6 +36,17 @@ def furthest_above(prompts: list[str], answers: list[str], above: np.ndarray, al
     return [{"prompt": prompt, "completion": answer} for prompt, answer in unique]
 
 
+def asked_in_rounds(prompts: list[str], plan: RejectionSampling | OnlineDPO) -> list[list[str]]:
+    """What the policy is asked in each round of a plan: other prompts each time, each as often as it needs answers.
+
+    Raises ValueError if there are too few prompts.
+    """
+    if len(prompts) < plan.rounds * plan.prompts:
+        raise ValueError(f"there are {len(prompts)} prompts for {plan.rounds} rounds of {plan.prompts}: give at least "
+                         f"{plan.rounds * plan.prompts}")
+    return [prompts[number * plan.prompts:(number + 1) * plan.prompts] * plan.answers for number in range(plan.rounds)]
+
+
 def imitate_best(start: str | Path, reward: str | Path | Reward, prompts: list[str], folder: str | Path, plan: RejectionSampling,
                  seed: int = 0, max_new_tokens: int = 96) -> list[int]:
     """Rejection sampling: the policy in `start` answers, the best answers by a reward are imitated, and again, `plan.rounds` times.
@@ -47,10 +58,9 @@ def imitate_best(start: str | Path, reward: str | Path | Reward, prompts: list[s
         how many answers were imitated in each round.
     """
     tokenizer, scored, policy, imitated = load_tokenizer(start), reward if callable(reward) else reward_of(reward), start, []
-    for number in range(plan.rounds):
-        asked = prompts[number * plan.prompts:(number + 1) * plan.prompts] * plan.answers
+    for number, asked in enumerate(asked_in_rounds(prompts, plan)):
         said = sample(load_policy(policy), tokenizer, asked, seed=1000 * seed + number, max_new_tokens=max_new_tokens)
-        above = centred(scored(asked, said.texts), asked)
+        above = centred(finite(scored, asked, said.texts), asked)
         best = furthest_above(asked, said.texts, above, np.array(said.finished), plan.best)
         train_sft(policy, best, folder, plan.training, seed + number, title=f"Imitating {len(best)} answers, round {number + 1}")
         policy = folder

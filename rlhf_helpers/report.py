@@ -14,9 +14,8 @@ from .formats import BadData, Problem, atomic_write_text, read_json, write_json
 from .report_page import FIGURES, page
 from .statistics import over_seeds
 
-GROUPS = ("rubric", "instructions_followed", "win_rate_vs_sft", "bias_gap", "unsafe_rate", "kl_from_sft")
 SHAPE = {"profile": str, "seed": int, "final": str, "notebooks": dict, "reward_model": dict, "labels": dict,
-         **dict.fromkeys(GROUPS, dict)}
+         **dict.fromkeys(FIGURES, dict)}
 KINDS = {str: "a text", int: "a whole number", dict: "an object"}
 AGAIN = "run notebook 09_final_assessment again"
 
@@ -78,9 +77,13 @@ def _faults(report: object):
             yield field, "is missing"
         elif not isinstance(report[field], kind) or isinstance(report[field], bool):
             yield field, f"is not {KINDS[kind]}"
-    for group in (*GROUPS, "distinct", "reward_model"):
+    for group in (*FIGURES, "reward_model"):
         for name, figure in _entries(report, group):
             yield from _figure_faults(f"{group}.{name}", figure)
+    if isinstance(report.get("rubric"), dict) and isinstance(report.get("final"), str):
+        missing = report.get("missing")
+        if report["final"] not in [*report["rubric"], *(missing if isinstance(missing, list) else [])]:
+            yield "final", "is neither a model of rubric nor named under missing"
     for name, took in _entries(report, "notebooks"):
         if not isinstance(took, dict) or not all(_is_number(took.get(part)) for part in ("seconds", "peak_rss_mb")):
             yield f"notebooks.{name}", "is not an object with the numbers seconds and peak_rss_mb"
@@ -104,7 +107,7 @@ def _figure_faults(field: str, figure: object):
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _line_of(text: str, field: str) -> int:
@@ -167,12 +170,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         tables = markdown([read_report(folder / "report.json") for folder in options.runs])
+        print(tables)
+        if options.out:
+            atomic_write_text(options.out, tables)
     except (OSError, ValueError) as problem:
         print(problem, file=sys.stderr)
         return 1
-    print(tables)
-    if options.out:
-        atomic_write_text(options.out, tables)
     return 0
 
 

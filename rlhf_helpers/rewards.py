@@ -3,6 +3,7 @@
 Bradley and Terry (1952): the probability that a person prefers answer a to answer b is the logistic function of r(a) - r(b).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from trl import RewardConfig, RewardTrainer
 
 from .models import CLUES, NEW_HEAD, chat, clue_weights, load_reward_model, load_tokenizer, read_features, rewards
 from .profiles import Training
+from .runs import fingerprint
 from .statistics import RESAMPLES, estimate_of, share
 from .training import History, length_grouped, run_trainer, trainer_settings
 
@@ -161,7 +163,21 @@ def curvature(differences: np.ndarray, weights: np.ndarray, precision: float = 1
 def reward_of(folder: str | Path) -> Reward:
     """The reward model in a folder as a function of prompts and completions."""
     model, tokenizer = load_reward_model(folder), load_tokenizer(folder)
-    return lambda prompts, completions: rewards(model, tokenizer, prompts, completions)
+
+    def scored(prompts: list[str], completions: list[str]) -> list[float]:
+        return rewards(model, tokenizer, prompts, completions)
+
+    scored.fingerprint = fingerprint(Path(folder))
+    return scored
+
+
+def finite(reward: Reward, prompts: list[str], completions: list[str]) -> Sequence[float]:
+    """The rewards of some answers. Raises ValueError for one that is no finite number, since trainers would learn from it all the same."""
+    scores = reward(prompts, completions)
+    for prompt, completion, score in zip(prompts, completions, scores, strict=True):
+        if not math.isfinite(score):
+            raise ValueError(f"the reward is {score} for the answer {completion!r} to {prompt!r}: give every answer a finite number")
+    return scores
 
 
 def shuffled(rows: list[dict], seed: int = 0) -> list[dict]:

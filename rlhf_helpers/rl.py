@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from .models import chat, load_tokenizer, sample_tokens
 from .profiles import ReinforcementLearning
-from .rewards import Reward, reward_of
+from .rewards import Reward, finite, reward_of
 from .training import History, run_trainer, smooth, trainer_settings
 from .world.judge import judge
 
@@ -100,7 +100,7 @@ class _LastScores:
     def __call__(self, prompts, completions) -> list[float]:
         pairs = list(zip(prompts, completions, strict=True))
         if not self.known.keys() >= set(pairs):
-            self.known = dict(zip(pairs, self.reward(prompts, completions)))
+            self.known = dict(zip(pairs, finite(self.reward, prompts, completions)))
         return [self.known[pair] for pair in pairs]
 
 
@@ -152,6 +152,8 @@ def train_policy(method: str, start: str | Path, reward: str | Path | Reward, pr
     """
     if method not in METHODS:
         raise KeyError(f"no method {method!r}; choose one of: {', '.join(METHODS)}")
+    if not prompts:
+        raise ValueError("there are no prompts to train on")
     if plan.sampled % plan.generations:
         raise ValueError(f"the plan samples {plan.sampled} answers to a prompt to learn from {plan.generations}: `sampled` has to be a "
                          "multiple of `generations`, or 0")

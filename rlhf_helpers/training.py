@@ -50,7 +50,7 @@ def trainer_settings(folder: str | Path, seed: int, training: Training | None = 
 
 
 class History(TrainerCallback):
-    """Keeps what a trainer logs, one dict a step in `rows`, and shows a progress bar. `on_step` is called with each row."""
+    """Keeps what a trainer logs, one dict a step in `rows`, and shows a progress bar."""
 
     def __init__(self, title: str):
         self.rows: list[dict] = []

@@ -35,9 +35,8 @@ def test_notebooks_agree_with_the_setting(path):
 
 
 def test_readme_agrees_with_the_setting():
-    text = (ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else ""
-    for line in bootstrap.BADGES.findall(text):
-        assert line == badges("00_start_here")
+    found = bootstrap.BADGES.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert found == [badges("00_start_here")]
 
 
 def test_dressing_a_notebook_adds_then_replaces(monkeypatch):

@@ -52,10 +52,11 @@ def test_long_text_takes_less_than_a_second():
 
 @pytest.fixture(scope="module")
 def read_twice():
-    """600 answers of the grammar, each read by the judge and by the second check."""
+    """600 answers of the grammar and 15 far longer ones, each read by the judge and by the second check."""
     dice, topics = Dice("second check"), sorted(catalogue().topics)
     requests = [ask(dice, topics) for _ in range(600)]
     texts = [answer(dice, request, CROWD)[0] for request in requests]
+    requests, texts = requests + requests[:60:4], texts + [" ".join(texts[k:k + 4]) for k in range(0, 60, 4)]
     return [(judge(request, text), look(request, text)) for request, text in zip(requests, texts, strict=True)]
 
 
@@ -67,8 +68,10 @@ def agreement(pairs):
 
 @pytest.mark.parametrize("fault", ["off_topic", "wrong_count", *DEDUCTIONS])
 def test_a_second_reader_sees_the_same_faults(read_twice, fault):
-    share = agreement((fault in verdict.faults, fault in opinion.faults) for verdict, opinion in read_twice)
-    assert share >= 0.98, f"{fault}: the two readers agree on {share:.1%} of 600 answers; 99.8 % or more was measured"
+    both = [(fault in verdict.faults, fault in opinion.faults) for verdict, opinion in read_twice]
+    seen = [pair for pair in both if any(pair)]  # most answers lack the fault, and to agree on these is easy
+    share = agreement(seen)
+    assert len(seen) >= 15 and share >= 0.95, f"{fault}: agreement {share:.1%} of {len(seen)}; 97 % or more was measured"
 
 
 @pytest.mark.parametrize("kind", INSTRUCTIONS)

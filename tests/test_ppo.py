@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,8 @@ def length_reward(prompts, completions):
 
 
 def trainer(folder, out, plan=PLAN, reward=length_reward, **more):
-    return ppo.PPO(load_policy(folder), load_tokenizer(folder), reward, PROMPTS, plan, out, reference=load_policy(folder),
-                   **{"max_new_tokens": 12, **more})
+    return ppo.PPO(load_policy(folder), load_tokenizer(folder), reward, more.pop("prompts", PROMPTS), plan, out,
+                   reference=load_policy(folder), **{"max_new_tokens": 12, **more})
 
 
 # --- formulas -----------------------------------------------------------------------------------------------------------------
@@ -300,8 +301,22 @@ def test_a_run_taken_up_again_is_the_run_without_a_break(tiny, tmp_path):
     assert rest.train(History("test"), [lambda row, policy: steps.append(row["step"])], file, every=2).rows == wanted
     assert steps == [3, 4]
     assert all(torch.equal(a, b) for a, b in zip(rest.actor.parameters(), whole.actor.parameters()))
-    with pytest.raises(ValueError, match="checkpoint.pt is of a run with another plan"):
-        trainer(tiny, tmp_path, replace(plan, beta=0.2)).train(History("test"), checkpoint=file)
+    others = {"plan": trainer(tiny, tmp_path, replace(plan, beta=0.2)), "prompts": trainer(tiny, tmp_path, plan, prompts=PROMPTS[1:]),
+              "limit on length": trainer(tiny, tmp_path, plan, max_new_tokens=3), "first model": trainer(tiny, tmp_path, plan)}
+    next(others["first model"].policy.parameters()).data += 1
+    others["reward model"] = trainer(tiny, tmp_path, plan, reward=partial(length_reward))
+    others["reward model"].reward.fingerprint = "another"
+    for what, other in others.items():
+        with pytest.raises(ValueError, match=f"checkpoint.pt is of a run with another {what}: delete it"):
+            other.train(History("test"), checkpoint=file)
+
+
+@pytest.mark.parametrize("content", [b"", b"a text", b"PK\x03\x04 half of a file"])
+def test_a_damaged_checkpoint_is_named(tiny, tmp_path, content):
+    file = tmp_path / "checkpoint.pt"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="checkpoint.pt is damaged or no checkpoint of PPO: delete it"):
+        trainer(tiny, tmp_path).train(History("test"), checkpoint=file)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
