@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -68,6 +68,9 @@ class SetupError(Exception):
 
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
+    for output in (sys.stdout, sys.stderr):
+        if hasattr(output, "reconfigure"):
+            output.reconfigure(errors="replace")  # a console may lack a letter that a child prints
     try:
         check_python(sys.version_info)
         options = parse(arguments)
@@ -81,7 +84,7 @@ def main(arguments=None):
             install_beside(LABEL_STUDIO_VENV, "Label Studio", [LABEL_STUDIO])
             return run_child([str(python), "-m", "pytest", "-rs", SERVER_TESTS], environment(offline=True))
         if options.command == "test" and options.quick:
-            return run_child([str(python), "-m", "pytest", "tests"], environment(offline=True))
+            return run_child([str(python), "-m", "pytest", "tests", "-m", "not chain"], environment(offline=True))
         if options.command == "test":
             return run_tests(python, options.all)
         if options.command == "lab":
@@ -135,8 +138,8 @@ def parse(arguments):
 
 def notebook_number(text):
     numbers = sorted(path.name[:2] for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    if text.zfill(2) not in numbers:
-        raise argparse.ArgumentTypeError(f"there is no notebook {text}; there are {', '.join(numbers)}")
+    if not text or text.zfill(2) not in numbers:
+        raise argparse.ArgumentTypeError(f"there is no notebook {text or repr(text)}; there are {', '.join(numbers)}")
     return text.zfill(2)
 
 
@@ -147,9 +150,29 @@ def seed(text):
 
 
 def run_name(text):
-    if not re.match(r"[A-Za-z0-9_][A-Za-z0-9_.-]*$", text):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no folder name; use letters, digits, - and _")
+    if text.lower() in ("test", "refresh"):
+        raise argparse.ArgumentTypeError(f"{text} is the folder that `run.py {text.lower()}` empties; choose another name")
     return text
+
+
+def empty(folder):
+    """Delete the folder of a run that is made anew; raise SetupError if a file in it may be a person's work."""
+    for path in sorted(folder.glob("*")):
+        if path.name == "my_instructions.jsonl" or path.suffix == ".sqlite" and has_labels_of_a_person(path):
+            raise SetupError(f"{folder} has to be emptied, but {path.name} may be a person's work: rename the folder, then try again.")
+    shutil.rmtree(str(folder), ignore_errors=True)
+
+
+def has_labels_of_a_person(path):
+    import sqlite3
+    try:
+        with closing(sqlite3.connect(str(path))) as store:
+            query = "SELECT 1 FROM event e JOIN annotator a ON a.name = e.annotator WHERE a.kind = 'person'"
+            return store.execute("SELECT 1 FROM sqlite_master").fetchone() and store.execute(query).fetchone()
+    except sqlite3.Error:
+        return True  # locked or damaged: it may have some
 
 
 def lab_command(python, extra):
@@ -164,7 +187,7 @@ def run_tests(python, everything=False):
     pytest = [str(python), "-m", "pytest"]
     settings = environment(offline=True)
     this_run = dict(settings, RLHF_RUN="test", RLHF_PROFILE="practice", RLHF_SEED="0")
-    shutil.rmtree(str(Path(settings["RLHF_RUNS"]) / "test"), ignore_errors=True)
+    empty(Path(settings["RLHF_RUNS"]) / "test")
     jobs = {"helpers": (pytest + ["tests", "-rs", "--ignore=" + SERVER_TESTS], settings)}
     if everything:
         jobs.update({option: ([sys.executable, str(ROOT / "run.py"), "test", "--" + option], environment())
@@ -196,7 +219,7 @@ def environment(offline=False, threads=1):
     settings.pop("MPLBACKEND", None)
     settings.setdefault("OMP_NUM_THREADS", str(threads))
     settings.setdefault("MALLOC_ARENA_MAX", "1")  # else glibc keeps a pool of freed memory for each thread
-    settings.setdefault("RLHF_RUNS", str(RUNS))
+    settings["RLHF_RUNS"] = os.path.abspath(settings.get("RLHF_RUNS") or str(RUNS))  # else a notebook's folder would be its place
     settings.update(
         PYTHONPATH=str(ROOT),
         PYTHONUTF8="1",

@@ -17,7 +17,7 @@ import difflib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,10 +90,8 @@ def to_conversational(row: dict) -> dict:
 def to_plain(row: dict) -> dict:
     """A copy with texts instead of messages. Raises ValueError where a field has several messages or another speaker,
     because a text cannot hold them."""
-    for field, role in SPEAKER.items():
-        if not isinstance(row.get(field, ""), str) and [message["role"] for message in row[field]] != [role]:
-            raise ValueError(f'field "{field}" is more than one message by the {role}, which plain text cannot hold: '
-                             "keep the conversational form for this row")
+    for field, what, _ in _not_plain(row):
+        raise ValueError(f'field "{field}" {what}: keep the conversational form for this row')
     return row | {field: as_text(row[field]) for field in SPEAKER if field in row}
 
 
@@ -244,6 +242,12 @@ def _faults(row: object, form: str) -> list[Fault]:
     return [*_missing(row, fields), *check(row)]
 
 
+def _not_plain(row: dict) -> Iterator[Fault]:
+    for field, role in SPEAKER.items():
+        if not isinstance(row.get(field, ""), str) and [message["role"] for message in row[field]] != [role]:
+            yield field, f"is more than one message by the {role}, which plain text cannot hold", "write one message, or delete the row"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading and writing
 
@@ -354,6 +358,15 @@ def read_rankings(path: str | Path, bad: str = "raise") -> Rows:
     return _read(path, "rankings", bad)
 
 
+def plain_rows(path: str | Path, read: Callable[[str | Path], Rows]) -> list[dict]:
+    """The rows of a file, as one of the readers above gives them, in plain text. Raises BadData for rows that it cannot hold."""
+    rows = [(number, row) for (number, *_), row in zip(parsed_lines(path), read(path))]
+    problems = [Problem(str(path), number, *fault) for number, row in rows for fault in _not_plain(row)]
+    if problems:
+        raise BadData(problems)
+    return [to_plain(row) for _, row in rows]
+
+
 def write_prompts(path: str | Path, rows: Iterable[dict]) -> None:
     """Replace `path` by these prompts, whole or not at all. Raises BadData, and writes nothing, if a row is bad."""
     _write(path, rows, "prompts")
@@ -399,15 +412,15 @@ def write_json(path: str | Path, value: object) -> None:
     atomic_write_text(path, _json(path, value, indent=2) + "\n")
 
 
-def read_json(path: str | Path) -> object:
-    """The content of a JSON file. Raises FileNotFoundError, or BadData that names the line, with what to do."""
+def read_json(path: str | Path, fix: str = "mend the file, or make it again") -> object:
+    """The content of a JSON file. Raises FileNotFoundError, or BadData that names the line, with what to do (`fix`)."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file. Check the name, or run the notebook that makes it.")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        what, fix = f"is not valid JSON ({error})", "delete the file and make it again"
+        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_no_such_number)
+    except (ValueError, RecursionError) as error:
+        what = "is nested too deeply" if isinstance(error, RecursionError) else f"is not valid JSON ({error})"
         raise BadData([Problem(str(path), getattr(error, "lineno", 1), "", what, fix)]) from error
 
 

@@ -15,13 +15,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, DynamicCache
 from transformers.utils.logging import disable_progress_bar
 
+from .runs import ARTIFACTS, REBUILD_BASE
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCHES_AT_ONCE = 4  # at most: each needs memory of its own
 NOT_WORTH_HALVING = 64  # answers: one batch of as many is sampled on two cores in the time of two halves, one a core
 SAFE = dict(trust_remote_code=False, use_safetensors=True)
 CLUES = ("likelihood", "repetition")  # of an answer: what a reward model may weigh beside the state at its last token
 NEW_HEAD = "score.weight"  # what a policy lacks to be a reward model
-ADVICE = "Run the notebook that makes it again, or give another folder or Hub name."
 logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # its report of missing weights; `_load_model` reads it
 logging.getLogger("transformers.distributed").setLevel(logging.ERROR)  # the line above would make it speak of sharding
 disable_progress_bar()  # of loading weights: it would go to the stderr of every notebook
@@ -58,7 +59,7 @@ def _load_model(kind, path, **settings):
     bad = sorted(set(report["missing_keys"]) - {NEW_HEAD}) + sorted(key for key, *_ in report["mismatched_keys"])
     if bad:  # transformers would draw these at random and go on
         raise MissingModel(f"{Path(path).name!r} is damaged: {len(bad)} of its weights are missing or of another shape than its "
-                           f"config.json says, the first is {bad[0]}. {ADVICE}")
+                           f"config.json says, the first is {bad[0]}. {_advice(path)}")
     return model.to(DEVICE).eval()
 
 
@@ -67,7 +68,14 @@ def _load(kind, path, **settings):
         return kind.from_pretrained(str(path), **settings)
     except Exception as problem:  # a damaged file makes the libraries raise anything, even plain Exception
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-        raise MissingModel(f"cannot load a model from {Path(path).name!r}: {reason} {ADVICE}") from problem
+        raise MissingModel(f"cannot load a model from {Path(path).name!r}: {reason} {_advice(path)}") from problem
+
+
+def _advice(path) -> str:
+    if Path(path).name == "base_model":
+        return f"To have the base model whole, {REBUILD_BASE}."
+    notebook = dict(ARTIFACTS.values()).get(Path(path).name, "that makes it")
+    return f"Run the notebook {notebook} again, or give another folder or Hub name."
 
 
 def count_weights(model) -> int:

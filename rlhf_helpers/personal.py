@@ -36,14 +36,14 @@ import numpy as np
 from scipy.linalg import block_diag
 
 from .dpo import best_and_worst, train_dpo
-from .formats import as_text, atomic_write_text, read_candidates
+from .formats import as_text, atomic_write_text, read_candidates, read_json
 from .labelling.session import LabellingSession
 from .labelling.store import LabelStore, pairs_in
 from .models import clue_weights, load_policy, load_reward_model, load_tokenizer, read_features, sample, scores
 from .profiles import Training
 from .rejection import centred
 from .rewards import curvature, fit_weights
-from .runs import Run, fingerprint
+from .runs import ARTIFACTS, DamagedArtifact, Run, fingerprint
 from .statistics import share
 from .world.annotators import TASTES
 from .world.grammar import write_prompt
@@ -245,9 +245,18 @@ class Taste:
 
     @classmethod
     def load(cls, path: Path) -> "Taste":
-        """Read what `save` wrote."""
-        kept = json.loads(Path(path).read_text(encoding="utf-8"))
-        return cls(**kept | {name: np.array(kept[name]) for name in ("weights", "unsure")} | {"spread": tuple(kept["spread"])})
+        """Read what `save` wrote. Raises DamagedArtifact if it is something else."""
+        try:
+            kept = read_json(path)
+            arrays = {name: np.array(kept[name], dtype=float) for name in ("weights", "unsure")}
+            numbers = {name: float(kept[name]) for name in ("own", "floor")}
+            taste = cls(**kept | arrays | numbers | {"spread": tuple(map(float, kept["spread"]))})
+            if (taste.weights.ndim != 1 or taste.unsure.shape[:-1] != (len(taste.weights) + 1,) or len(taste.spread) != 2
+                    or [type(part) for part in (taste.predicted, taste.counts, taste.words)] != [dict, bool, int]):
+                raise ValueError("a field of another kind or shape")
+            return taste
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedArtifact(f"{path} is damaged or incomplete: run notebook {ARTIFACTS['personal'][1]} again") from error
 
 
 def left_out(differences: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ Nothing half-written is ever taken for whole: an artifact is made under another 
 """
 
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from .formats import read_json, write_json
+from .formats import BadData, read_json, write_json
 from .profiles import Profile, get_profile
 
 RUNS = Path(__file__).resolve().parents[1] / "runs"
@@ -43,6 +44,7 @@ for _iteration in range(2, ITERATIONS + 1):
         _file = Path(ARTIFACTS[_stage][0])
         ARTIFACTS[in_iteration(_stage, _iteration)] = (in_iteration(_file.stem, _iteration) + _file.suffix, "06_reinforcement_learning")
     ARTIFACTS[in_iteration("rejection", _iteration)] = (in_iteration("rejection", _iteration), "06_reinforcement_learning")
+KEEP = "Keep labels*.sqlite and my_instructions.jsonl of that folder: they are a person's work"
 REBUILD_BASE = "get it again with `git checkout data/base_model`, or rebuild it with `python -m rlhf_helpers.base_model`"
 
 
@@ -73,12 +75,18 @@ class Run:
             raise UnknownStage(f"no stage {stage!r}; choose one of: base, {', '.join(ARTIFACTS)}")
         return self.folder / ARTIFACTS[stage][0]
 
-    def has(self, stage: str) -> bool:
-        """Whether the artifact is there and whole. Raises DamagedArtifact if it is there and cannot be used."""
+    def has(self, stage: str, closely: bool = False) -> bool:
+        """Whether the artifact is there and whole. Raises DamagedArtifact if it is there and cannot be used.
+
+        `closely` looks into the files of a model too: tokenizer, kind of model, and whether all weights are there.
+        """
         path = self.path(stage)
         if not path.exists():
             return False
-        whole = path.stat().st_size > 0 if path.is_file() else (path / "config.json").exists() and any(path.glob("*.safetensors"))
+        if path.is_file():
+            whole = bool(path.read_bytes().strip()) if path.suffix == ".jsonl" else path.stat().st_size > 0
+        else:
+            whole = (path / "config.json").exists() and any(path.glob("*.safetensors")) and (not closely or _is_model(path))
         if not whole:
             maker = f"run notebook {ARTIFACTS[stage][1]} again" if stage in ARTIFACTS else REBUILD_BASE
             raise DamagedArtifact(f"{path.parent.name}/{path.name} is damaged or incomplete: delete it and {maker}")
@@ -119,21 +127,23 @@ class Run:
 def open_run(name: str | None = None) -> Run:
     """The run that the environment names, made if it is new.
 
-    RLHF_PROFILE (practice), RLHF_SEED (0), RLHF_RUN (the profile's name) and RLHF_RUNS (the folder `runs`) are set by `run.py`.
+    RLHF_PROFILE (practice), RLHF_SEED (0), RLHF_RUN (the profile's name) and RLHF_RUNS (the folder `runs`; a relative path starts where
+    the series lies) are set by `run.py`.
     """
     profile = get_profile(os.environ.get("RLHF_PROFILE", "practice"))
     seed = _seed(os.environ.get("RLHF_SEED", "0"))
-    folder = Path(os.environ.get("RLHF_RUNS", RUNS)) / (name or os.environ.get("RLHF_RUN") or profile.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "answers").mkdir(exist_ok=True)
+    folder = RUNS.parent / (os.environ.get("RLHF_RUNS") or RUNS) / (name or os.environ.get("RLHF_RUN") or profile.name)
     run = Run(folder, profile, seed)
+    if not run.has("base", closely=True) and run.path("base").is_absolute():  # else a name on the Hub
+        raise DamagedArtifact(f"there is no base model in {run.path('base').name}: {REBUILD_BASE}")
+    (folder / "answers").mkdir(parents=True, exist_ok=True)
     made_with, base = _made_with(run), fingerprint(Path(profile.base_model))
     if made_with and made_with[:2] != (profile.name, seed):
         raise ValueError(f"run {folder.name!r} was made with profile {made_with[0]} and seed {made_with[1]}, not "
                          f"{profile.name} and {seed}: give the new run another name (--run NAME)")
     if made_with and made_with[2] != base:
-        raise ValueError(f"run {folder.name!r} was made with another base model than the one there is now: delete the folder, or "
-                         "give the new run another name (--run NAME)")
+        raise ValueError(f"run {folder.name!r} was made with another base model than the one there is now. If that is damaged, "
+                         f"{REBUILD_BASE}; else give the new run another name (--run NAME). {KEEP}")
     settings = {k: v for k, v in asdict(profile).items() if k != "base_model"} | {"base_model": Path(profile.base_model).name}
     libraries = {name: version(name) for name in ("torch", "transformers", "trl", "datasets")}
     run.keep("run", {"profile": settings, "seed": seed, "base": base, "python": platform.python_version(), "libraries": libraries})
@@ -155,12 +165,32 @@ def fingerprint(model: Path) -> str | None:
 
 def _made_with(run: Run) -> tuple[str, int, str | None] | None:
     """Profile, seed and base model that an older `run.json` names."""
-    record = run.kept("run")
+    if not (run.folder / "run.json").exists():
+        return None
     try:
-        return record and (record["profile"]["name"], record["seed"], record["base"])
-    except (KeyError, TypeError):
-        raise DamagedArtifact(f"{run.folder.name}/run.json does not say with which profile and seed the run was made: delete the "
-                              "folder, or give the new run another name (--run NAME)") from None
+        record = run.kept("run")
+        return record["profile"]["name"], record["seed"], record["base"]
+    except (BadData, KeyError, TypeError):
+        raise DamagedArtifact(f"{run.folder.name}/run.json does not say with which profile and seed the run was made: give the new run "
+                              f"another name (--run NAME), or delete run.json if they were {run.profile.name} and {run.seed}. {KEEP}"
+                              ) from None
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a folder has a tokenizer, a config that names the kind of model, and weights as long as their own headers say."""
+    try:
+        tokenizer = any(path.stat().st_size for path in folder.glob("tokenizer.*"))
+        return tokenizer and "model_type" in read_json(folder / "config.json") and all(map(_has_all_weights, folder.glob("*.safetensors")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def _has_all_weights(path: Path) -> bool:
+    with path.open("rb") as file:
+        length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+        header = json.loads(file.read(length)) if 0 < length <= size else {}
+    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    return 8 + length + max(ends, default=0) == size
 
 
 def take_place(aside: Path, path: Path) -> None:

@@ -12,22 +12,25 @@ import io
 import json
 import logging
 import os
-import shutil
 import sys
 import threading
 import time
 from pathlib import Path
 
-import nbformat
-import papermill
-import psutil
-from nbclient import NotebookClient
-from PIL import Image
+try:  # takes seconds
+    import nbformat
+    import papermill
+    import psutil
+    from nbclient import NotebookClient
+    from PIL import Image
 
-from rlhf_helpers.bootstrap import ROOT
-from rlhf_helpers.formats import atomic_write_text
-from rlhf_helpers.profiles import get_profile
-from run import environment, parse
+    from rlhf_helpers.bootstrap import ROOT
+    from rlhf_helpers.formats import atomic_write_text
+    from rlhf_helpers.profiles import get_profile
+    from run import SetupError, empty, environment, parse
+except KeyboardInterrupt:
+    print("\nStopped before the first notebook. The same command starts again.", file=sys.stderr)
+    sys.exit(130)
 
 NOTEBOOKS = ROOT / "notebooks"
 CELL_SECONDS = 900
@@ -52,9 +55,16 @@ def main(arguments=None):
             tutorial(options)
         else:
             refresh(options)
-    except SeriesError as error:
+    except (SeriesError, SetupError) as error:
         print(f"\n{error}", file=sys.stderr)
-        return error.code
+        return getattr(error, "code", 1)
+    except OSError as error:
+        print(f"\n{error}. Check that this place can be written to (RLHF_RUNS says where the runs lie), then run the command again.",
+              file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped between notebooks. The same command starts again; `tutorial --from NN` goes on at a notebook.", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -63,11 +73,13 @@ def numbered(folder):
 
 
 def enter_run(name, profile, seed):
-    """Tell the kernels to come which run this is, and return the run's folder."""
+    """Tell the kernels to come which run this is, and return the run's folder; raise SeriesError if its records are damaged."""
     os.environ.update(environment())
     os.environ.update(RLHF_RUN=name, RLHF_PROFILE=profile, RLHF_SEED=str(seed))
     folder = Path(os.environ["RLHF_RUNS"]) / name
     (folder / "executed").mkdir(parents=True, exist_ok=True)
+    for record in ("notebooks", "figures", "report"):
+        read(folder / f"{record}.json")
     return folder
 
 
@@ -114,8 +126,14 @@ def run_copy(path, copy, hooks):
 def read(path):
     """Return the object in a JSON file, an empty one if there is no file; raise SeriesError if the file is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+        for name, took in found.items() if path.name == "notebooks.json" else ():
+            if not isinstance(took, dict) or not all(isinstance(took.get(part), int | float) for part in ("seconds", "peak_rss_mb")):
+                raise ValueError(f"{name} is not an object with the numbers seconds and peak_rss_mb")
+        return found
+    except (ValueError, RecursionError) as error:
         raise SeriesError(f"{path} is damaged ({error}). Delete it, then run the command again.") from None
 
 
@@ -146,7 +164,7 @@ def refresh(options):
     one made there, so that the notebooks find the models of the earlier stages.
     """
     if not (options.numbers or options.solutions):
-        shutil.rmtree(Path(environment()["RLHF_RUNS"]) / "refresh", ignore_errors=True)
+        empty(Path(environment()["RLHF_RUNS"]) / "refresh")
     run_folder = enter_run("refresh", "practice", 0)
     notebooks = [] if options.solutions else numbered(NOTEBOOKS)
     paths = [

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from . import instructions
-from .formats import read_instructions, read_preferences, to_plain, write_candidates, write_instructions
+from .formats import plain_rows, read_instructions, read_preferences, write_candidates, write_instructions
 from .labelling.export import export_preferences
 from .labelling.session import LabellingSession
 from .labelling.store import LabelStore
@@ -23,7 +23,7 @@ PER_PAIR = 3  # simulated annotators that label each pair a person left
 
 def need(run: Run, stage: str) -> Path:
     """The artifact of a stage. If the run has none yet, a smaller one is made now, and said so."""
-    if run.has(stage) or (stage == "base" and not run.path("base").is_absolute()):  # else a name on the Hub
+    if run.has(stage, closely=True) or (stage == "base" and not run.path("base").is_absolute()):  # else a name on the Hub
         print(f"{stage}: found ({run.path(stage).name})")
         return run.path(stage)
     if stage == "base":
@@ -58,7 +58,7 @@ def make_instructions(run: Run, extra: list[dict] = ()) -> tuple[list[dict], dic
 def make_sft(run: Run):
     """03: fine-tune the base model on the training split of the instructions."""
     from .sft import train_sft
-    training, _ = instructions.split([to_plain(row) for row in read_instructions(need(run, "instructions"))])
+    training, _ = instructions.split(plain_rows(need(run, "instructions"), read_instructions))
     with run.building("sft") as folder:
         return train_sft(need(run, "base"), training, folder, run.profile.sft, run.seed)
 
@@ -112,7 +112,7 @@ def preferences(run: Run) -> tuple[list[dict], list[dict]]:
 
 def preference_rows(run: Run, iteration: int = 1) -> list[dict]:
     """All plain preference rows of an iteration."""
-    return [to_plain(row) for row in read_preferences(need(run, in_iteration("preferences", iteration)))]
+    return plain_rows(need(run, in_iteration("preferences", iteration)), read_preferences)
 
 
 def make_reward_model(run: Run, iteration: int = 1):

@@ -166,6 +166,12 @@ def test_json_errors_say_what_to_do(tmp_path):
     (tmp_path / "half.json").write_text('{"a":\n')
     with pytest.raises(formats.BadData, match=r"half\.json, line 2"):
         formats.read_json(tmp_path / "half.json")
+    for text, said in [('{"a": NaN}', "NaN is not a JSON"), ("[-Infinity]", "-Infinity is not a"), ("[" * 200000, "nested too deeply")]:
+        (tmp_path / "half.json").write_text(text)
+        with pytest.raises(formats.BadData, match=rf"half\.json, line 1: is .*{said}.* Fix: mend the file, or make it again\."):
+            formats.read_json(tmp_path / "half.json")
+        with pytest.raises(formats.BadData, match=r"Fix: export it again\."):
+            formats.read_json(tmp_path / "half.json", fix="export it again")
     with pytest.raises(FileNotFoundError, match="no such file"):
         formats.read_prompts(tmp_path / "none.jsonl")
 

@@ -295,8 +295,12 @@ def test_rewards_equal_unpadded_scores_one_by_one(start, suffix, request):
 
 def test_a_missing_folder_is_named_with_what_to_do(tmp_path):
     for load in (load_policy, load_tokenizer, load_reward_model):
-        with pytest.raises(MissingModel, match=r"cannot load a model from 'sft'.*[Rr]un the notebook"):
+        with pytest.raises(MissingModel, match=r"cannot load a model from 'sft'.*Run the notebook 03_supervised_fine_tuning again"):
             load(tmp_path / "sft")
+        with pytest.raises(MissingModel, match=r"'my_model'.*Run the notebook that makes it again, or give another folder or Hub name"):
+            load(tmp_path / "my_model")
+        with pytest.raises(MissingModel, match=r"'base_model'.*git checkout data/base_model"):
+            load(tmp_path / "base_model")
 
 
 @pytest.mark.parametrize("name, damage", [

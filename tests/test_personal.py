@@ -1,6 +1,7 @@
 """Fifty labels of one's own: the taste that is learned from them, what it cannot do, and the policy that follows it."""
 
 import importlib.util
+import json
 import random
 import shutil
 from dataclasses import replace
@@ -16,6 +17,7 @@ from rlhf_helpers.labelling.session import LabellingSession
 from rlhf_helpers.models import load_policy, load_reward_model, load_tokenizer, rewards, sample
 from rlhf_helpers.personal import Reading, TooFewLabels
 from rlhf_helpers.rewards import fit_weights
+from rlhf_helpers.runs import DamagedArtifact
 from rlhf_helpers.world.annotators import TASTES
 from rlhf_helpers.world.grammar import Dice, answer, write_prompt
 from rlhf_helpers.world.judge import judge
@@ -144,6 +146,17 @@ def test_a_saved_taste_gives_the_same_rewards(planted, tmp_path):
     np.testing.assert_array_equal(kept.rewards(planted[1]), taste.rewards(planted[1]))
     np.testing.assert_array_equal(kept.surely_above(*planted[:2]), taste.surely_above(*planted[:2]))
     assert replace(kept, weights=0, unsure=0) == replace(taste, weights=0, unsure=0)
+
+
+@pytest.mark.parametrize("change", [
+    "", "{", "[]", "5", "{}", {"weights": 5}, {"weights": "x"}, {"weights": [[1.0], [2.0]]}, {"unsure": [[1.0]]}, {"unsure": [[1.0], 2]},
+    {"spread": [1.0]}, {"spread": 1}, {"own": None}, {"words": "3"}, {"counts": 1}, {"predicted": []}, {"more": 1}])
+def test_a_damaged_taste_is_named_with_its_notebook(planted, tmp_path, change):
+    path = tmp_path / "taste.json"
+    learn(planted, labelled(planted, 50, 0)).save(path)
+    path.write_text(change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DamagedArtifact, match=r"taste\.json is damaged or incomplete: run notebook 11_your_fifty_labels again"):
+        personal.Taste.load(path)
 
 
 def test_what_the_labels_say_nothing_about_is_worth_less(planted):

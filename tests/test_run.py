@@ -12,6 +12,9 @@ import psutil
 import pytest
 
 import run
+from rlhf_helpers.labelling.session import LabellingSession
+from rlhf_helpers.labelling.store import LabelStore
+from rlhf_helpers.world.annotators import ANNOTATORS
 
 THERE = SimpleNamespace(free=10**12)
 
@@ -84,7 +87,11 @@ def test_an_old_python_is_told_before_anything_else(started, monkeypatch, capsys
         (["refresh", "03", "5"], "there is no notebook 5; there are 00, 03"),
         (["tutorial", "--only", "00", "--from", "03"], "not allowed with"),
         (["tutorial", "--seed", "-1"], "is not a whole number"),
+        (["tutorial", "--only", ""], "there is no notebook ''; there are 00, 03"),
         (["tutorial", "--run", "../outside"], "is no folder name"),
+        (["tutorial", "--run", "mine\n"], "is no folder name"),
+        (["tutorial", "--run", "test"], "test is the folder that `run.py test` empties; choose another name"),
+        (["bench", "--run", "Refresh"], "Refresh is the folder that `run.py refresh` empties"),
         (["test", "--fast"], "unknown: --fast"),
         (["test", "--quick", "--label-studio"], "not allowed with"),
     ],
@@ -279,6 +286,65 @@ def test_what_a_person_waits_for_gets_two_threads_and_what_is_measured_one(steps
     for arguments in (["tutorial"], ["refresh"], ["lab"], ["bench"], ["test", "--quick"]):
         assert run.main(arguments) == 0
     assert threads == ["2", "2", "2", "1", "1"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has paths of another form")
+@pytest.mark.parametrize(("given", "meant"), [("mine", "mine"), ("../b", "../b"), ("", "/series/runs"), ("/else", "/else")])
+def test_where_runs_lie_does_not_depend_on_a_childs_folder(monkeypatch, tmp_path, given, meant):
+    monkeypatch.setattr(run, "RUNS", run.Path("/series/runs"))
+    monkeypatch.setenv("RLHF_RUNS", given)
+    monkeypatch.chdir(tmp_path)
+    assert run.environment()["RLHF_RUNS"] == os.path.abspath(tmp_path / meant)
+    monkeypatch.delenv("RLHF_RUNS")
+    assert run.environment()["RLHF_RUNS"] == "/series/runs"
+
+
+def test_a_letter_that_the_console_lacks_is_no_error():
+    code = ("import sys, run; sys.stdout.reconfigure(encoding='cp1252', errors='strict')\n"
+            "run.ready_environment = lambda: sys.executable; run.add_to_environment = lambda *_: None\n"
+            "run.run_tests = lambda python, _: run.stream([python, '-c', 'print(\"left \u2192 right\")'], run.environment())[0]\n"
+            "sys.exit(run.main(['test']))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=run.ROOT, capture_output=True)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, [b"left", b"?", b"right"], b"")
+
+
+def persons_work(folder, what):
+    """Put into a run's folder what a person made, or what only looks like it."""
+    folder.mkdir(parents=True)
+    if what == "instructions":
+        (folder / "my_instructions.jsonl").write_text("{}\n")
+    elif what in ("damaged", "empty"):
+        (folder / "labels.sqlite").write_bytes(b"SQLite format 3\0 and then rubbish" * (what == "damaged"))
+    else:
+        store = LabelStore(folder / "labels_2.sqlite")
+        session = LabellingSession(store, [{"prompt": "Hi?", "responses": [
+            {"id": text, "text": text, "model": "sft", "settings": {}} for text in ("yes", "no")]}], "me")
+        if what == "person":
+            session.choose(session.current.pair_id, "left")
+        else:
+            session.finish(fill_with=ANNOTATORS, per_pair=3)
+        store.close()
+
+
+@pytest.mark.parametrize("what", ["instructions", "person", "damaged"])
+def test_a_persons_work_is_not_deleted(place, monkeypatch, capsys, what):
+    monkeypatch.setenv("RLHF_RUNS", str(place / "runs"))
+    monkeypatch.setattr(run, "ready_environment", lambda: sys.executable)
+    monkeypatch.setattr(run, "add_to_environment", lambda *_: None)
+    persons_work(place / "runs" / "test", what)
+    before = {path.name: path.read_bytes() for path in (place / "runs" / "test").iterdir()}
+    assert run.main(["test"]) == 1
+    name = next(iter(before))
+    assert f"{place / 'runs' / 'test'} has to be emptied, but {name} may be a person's work: rename" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (place / "runs" / "test").iterdir()} == before
+
+
+@pytest.mark.parametrize("what", ["simulated", "empty"])
+def test_what_the_tests_made_themselves_is_deleted(place, what):
+    persons_work(place / "runs" / "test", what)
+    run.empty(place / "runs" / "test")
+    run.empty(place / "runs" / "test")
+    assert not (place / "runs" / "test").exists()
 
 
 @pytest.mark.parametrize("everything", [False, True])

@@ -62,8 +62,44 @@ def test_a_run_of_another_base_model_does_not_open_again(place):
     record = json.loads((place / "mine" / "run.json").read_text())
     assert len(record["base"]) == 16
     (place / "mine" / "run.json").write_text(json.dumps(record | {"base": "0" * 16}))
-    with pytest.raises(ValueError, match="'mine' was made with another base model .*delete the folder.*another name"):
+    with pytest.raises(ValueError, match="'mine' was made with another base model .*git checkout data/base_model.*another name.*"
+                                         r"Keep labels\*\.sqlite and my_instructions\.jsonl"):
         open_run("mine")
+
+
+@pytest.mark.parametrize("damage", ["missing", "half", "pointer"])
+def test_a_run_does_not_open_without_a_whole_base_model(place, tiny, tmp_path, monkeypatch, damage):
+    """Neither a new one, which nothing is written of, nor an old one, which is not blamed."""
+    base = shutil.copytree(tiny, tmp_path / "base_model")
+    monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], base_model=str(base)))
+    open_run("old")
+    weights = base / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()
+    if damage != "missing":
+        weights.write_bytes(whole[: len(whole) // 2] if damage == "half" else b"version https://git-lfs.github.com/spec/v1\n")
+    for name in ("old", "new"):
+        with pytest.raises(DamagedArtifact, match=r"base_model.*git checkout data/base_model.*python -m rlhf_helpers\.base_model") as error:
+            open_run(name)
+        assert "another base model" not in str(error.value)
+    assert not (place / "new").exists()
+    weights.write_bytes(whole)
+    open_run("old"), open_run("new")
+    shutil.rmtree(base)
+    with pytest.raises(DamagedArtifact, match="there is no base model in base_model: get it again"):
+        open_run("old")
+
+
+def test_a_relative_folder_of_runs_is_the_same_from_everywhere(monkeypatch, tmp_path):
+    for name, value in {"RLHF_RUNS": "mine/runs", "RLHF_PROFILE": "quick", "RLHF_SEED": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
+    for below in ("notebooks", "notebooks/solutions"):
+        (tmp_path / below).mkdir()
+        monkeypatch.chdir(tmp_path / below)
+        assert open_run("a").folder == tmp_path / "mine" / "runs" / "a"
+    monkeypatch.setenv("RLHF_RUNS", "")
+    assert open_run("a").folder == tmp_path / "runs" / "a"
 
 
 def test_an_unknown_profile_is_refused_with_the_list(place, monkeypatch):
@@ -80,12 +116,14 @@ def test_a_seed_that_is_no_number_is_refused(place, monkeypatch):
     assert list(place.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '{"seed": 0}', '{"profile": {}, "seed": 0}'])
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", "null", "5", "[1]", '{"seed": 0}', '{"profile": {}, "seed": 0}'])
 def test_a_damaged_record_is_named_with_what_to_do(place, content):
     open_run("mine")
     (place / "mine" / "run.json").write_text(content)
-    with pytest.raises((BadData, DamagedArtifact), match=r"run\.json.*(\n.*)*([Dd]elete|another name)"):
+    with pytest.raises(DamagedArtifact, match=r"mine/run\.json .*another name.*or delete run\.json if they were quick and 0\. "
+                                              r"Keep labels\*\.sqlite and my_instructions\.jsonl of that folder: they are a person's"):
         open_run("mine")
+    assert (place / "mine" / "run.json").read_text() == content
 
 
 # --- stages -------------------------------------------------------------------------------------------------------------------
@@ -121,6 +159,42 @@ def test_a_model_folder_without_config_or_weights_is_damaged(tiny_run, tiny, los
     (tiny_run.path("sft") / lost).unlink()
     with pytest.raises(DamagedArtifact, match="mine/sft is damaged.*03_supervised_fine_tuning"):
         tiny_run.has("sft")
+
+
+@pytest.mark.parametrize("name, damage", [
+    ("model.safetensors", lambda whole: whole[: len(whole) // 2]), ("model.safetensors", lambda whole: whole + b"more"),
+    ("model.safetensors", lambda whole: whole[:100]), ("model.safetensors", lambda whole: b""),
+    ("model.safetensors", lambda whole: b"<html>404</html>"), ("model.safetensors", lambda whole: (2).to_bytes(8, "little") + b"[]"),
+    ("config.json", lambda whole: whole[: len(whole) // 2]), ("config.json", lambda whole: b"{}"), ("config.json", lambda whole: b"5"),
+    ("tokenizer.json", lambda whole: b""), ("tokenizer.json", None)])
+def test_a_model_that_is_not_whole_is_not_handed_on(tiny_run, tiny, name, damage):
+    shutil.copytree(tiny, tiny_run.path("sft"))
+    assert tiny_run.has("sft", closely=True) and stages.need(tiny_run, "sft") == tiny_run.path("sft")
+    path = tiny_run.path("sft") / name
+    path.unlink() if damage is None else path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DamagedArtifact, match="mine/sft is damaged or incomplete: delete it and run notebook 03_supervised_fine_tuning"):
+        stages.need(tiny_run, "sft")
+
+
+@pytest.mark.parametrize("stage", ["instructions", "candidates", "preferences"])
+def test_a_file_of_blank_lines_is_damaged(tiny_run, stage):
+    tiny_run.path(stage).write_text("\n \n")
+    with pytest.raises(DamagedArtifact, match=f"mine/{stage}.jsonl is damaged.*{ARTIFACTS[stage][1]}"):
+        tiny_run.has(stage)
+
+
+def test_a_row_that_plain_text_cannot_hold_is_named_with_its_line(tiny_run):
+    talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
+    said = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected", "completion")}
+    preference = {"chosen": said["chosen"], "rejected": said["rejected"], "annotator": "me", "strength": 1.0}
+    instruction = {"completion": said["completion"], "source": "human", "topic": ""}
+    for stage, row, use in [("preferences", preference, stages.preference_rows), ("instructions", instruction, stages.make_sft)]:
+        rows = [row | {"prompt": prompt} for prompt in (talk[1:], talk)]
+        tiny_run.path(stage).write_text("\n\n".join(map(json.dumps, rows)))
+        with pytest.raises(BadData, match=rf'{stage}\.jsonl, line 3, field "prompt": is more than one message by the user, .*Fix: '):
+            use(tiny_run)
+        tiny_run.path(stage).write_text(json.dumps(rows[0]))
+    assert [row["prompt"] for row in stages.preference_rows(tiny_run)] == ["Hello"]
 
 
 def test_a_folder_where_a_file_should_be_is_damaged(tiny_run):

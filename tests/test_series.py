@@ -134,6 +134,52 @@ def test_a_damaged_record_is_named(folder, capsys):
     assert "notebooks.json is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name, content, said", [
+    ("notebooks", "[]", "it holds no object"), ("figures", "[]", "it holds no object"), ("report", "[" * 100000, "recursion"),
+    ("notebooks", '{"00_start_here": {}}', "00_start_here is not an object with the numbers seconds and peak_rss_mb"),
+    ("notebooks", '{"00_start_here": {"seconds": "9", "peak_rss_mb": 9}}', "00_start_here is not an object")])
+def test_a_damaged_record_is_named_before_the_first_notebook(folder, capsys, name, content, said):
+    notebook(folder, "00_start", "1")
+    (folder / "runs" / "practice").mkdir(parents=True)
+    (folder / "runs" / "practice" / f"{name}.json").write_text(content)
+    assert series.main(["tutorial"]) == 1
+    printed = capsys.readouterr()
+    assert f"{name}.json is damaged" in printed.err and said in printed.err and "Delete it" in printed.err
+    assert "00_start ..." not in printed.out
+
+
+def test_a_place_where_no_run_can_lie_is_one_sentence(folder, capsys):
+    notebook(folder, "00_start", "1")
+    (folder / "file").write_text("")
+    os.environ["RLHF_RUNS"] = str(folder / "file" / "runs")
+    assert series.main(["tutorial"]) == 1
+    message = capsys.readouterr().err
+    assert str(folder / "file") in message and "RLHF_RUNS" in message and "Traceback" not in message
+
+
+def test_ctrl_c_between_two_notebooks_is_told_in_words(folder, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    notebook(folder, "00_start", "1")
+    monkeypatch.setattr(series, "run_copy", lambda *_: None)
+    monkeypatch.setattr(series, "save", interrupted)
+    assert series.main(["tutorial"]) == 130
+    assert "The same command starts again; `tutorial --from NN` goes on" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to one process")
+def test_ctrl_c_while_the_libraries_load_is_told_in_words(tmp_path):
+    """A file nbformat.py stands in the way of the library, so that the loading lasts."""
+    (tmp_path / "nbformat.py").write_text(f"import pathlib, time; pathlib.Path({str(tmp_path / 'loads')!r}).touch(); time.sleep(99)")
+    child = subprocess.Popen([sys.executable, "-m", "rlhf_helpers.series", "tutorial"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path), "RLHF_RUNS": str(tmp_path)},
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    until((tmp_path / "loads").exists)
+    child.send_signal(signal.SIGINT)
+    assert child.communicate(timeout=60)[0].decode() == "\nStopped before the first notebook. The same command starts again.\n"
+    assert child.returncode == 130
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to one process")
 def test_ctrl_c_stops_the_kernel_and_says_how_to_continue(folder):
     kernel = folder / "kernel"
@@ -198,6 +244,16 @@ def test_refresh_writes_clean_outputs(folder):
     assert "42" in solution.read_text() and not leftover.exists()
     took = json.loads((folder / "runs" / "refresh" / "notebooks.json").read_text())
     assert list(took) == ["00_start"] and took["00_start"]["seconds"] > 0
+
+
+def test_a_refresh_does_not_delete_a_persons_work(folder, capsys):
+    path = notebook(folder, "00_start", "40 + 2")
+    before, mine = path.read_bytes(), folder / "runs" / "refresh" / "my_instructions.jsonl"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("{}\n")
+    assert series.main(["refresh"]) == 1
+    assert "my_instructions.jsonl may be a person's work: rename the folder" in capsys.readouterr().err
+    assert mine.exists() and path.read_bytes() == before
 
 
 def test_refresh_of_the_solutions_keeps_the_run_and_leaves_the_notebooks_alone(folder, capsys):

@@ -45,7 +45,7 @@ def read_answer_pairs(path: str | Path) -> list[dict]:
 
 
 def _list(path: Path) -> list[dict]:
-    rows = read_json(path)
+    rows = read_json(path, AGAIN)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise BadData([Problem(str(path), 1, "", "is not a list of objects", AGAIN)])
     return rows
