@@ -1,6 +1,6 @@
 """Over-optimisation and its cures: reward against true rubric score over KL, by RL and by best-of-n.
 
-    python -m benchmarks.overoptimisation [--run NAME] [--seeds 2] [--cure-seeds 1]
+    python -m benchmarks.overoptimisation [--run NAME] [--seeds 2]
 
 writes `overoptimisation.json` beside this file, which notebook 06 shows. The run (default: the one that the environment names) has to
 have its SFT model, preferences and reward model. The reward models made here and a pool of answers are kept in the run's folder
@@ -237,15 +237,14 @@ def rounded(values, digits: int = 2):
     return np.round(np.asarray(values, dtype=float), digits).tolist()
 
 
-def plan_of(seeds: int, cure_seeds: int) -> list[tuple]:
+def plan_of(seeds: int) -> list[tuple]:
     """All rows to measure as (kind, problem, cure, seed), seed by seed."""
     todo = []
-    for seed in range(max(seeds, cure_seeds)):
-        sizes, cured = SIZES if seed < seeds else {}, CURES if seed < cure_seeds else {}
-        todo += [("policy", problem, "none", seed) for problem in sizes] + [("best_of_n", problem, "", seed) for problem in sizes]
+    for seed in range(seeds):
+        todo += [("policy", problem, "none", seed) for problem in SIZES] + [("best_of_n", problem, "", seed) for problem in SIZES]
         todo += [("policy", "sft", "sft", seed)]
-        for problem, cures in cured.items():
-            todo += [] if problem in sizes else [("policy", problem, "none", seed), ("best_of_n", problem, "", seed)]
+        for problem, cures in CURES.items():
+            todo += [] if problem in SIZES else [("policy", problem, "none", seed), ("best_of_n", problem, "", seed)]
             todo += [("policy", problem, cure, seed) for cure in cures]
     return todo
 
@@ -254,8 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overoptimisation", description=__doc__.splitlines()[0])
     parser.add_argument("--run", help="name of the run, as in run.py tutorial")
-    parser.add_argument("--seeds", type=int, default=2, help="of the reward models by number of labels")
-    parser.add_argument("--cure-seeds", type=int, default=1, help="of the cures")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of each kind")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     lab = Lab(open_run(options.run))
@@ -267,7 +265,7 @@ def main(arguments: list[str] | None = None) -> None:
         lab.folder.mkdir()
         atomic_write_text(mark, json.dumps(lab.setting()))
     done = {(row["kind"], row["problem"], row.get("cure", ""), row["seed"]) for row in found["rows"]}
-    for kind, problem, cure, seed in plan_of(options.seeds, options.cure_seeds):
+    for kind, problem, cure, seed in plan_of(options.seeds):
         if (kind, problem, cure, seed) not in done:
             started = time.process_time()
             found["rows"] += [lab.best_of_n(problem, seed)] if kind == "best_of_n" else lab.policies(problem, cure, seed)

@@ -99,7 +99,7 @@ def test_ranks_are_compared_among_answers_to_the_same_prompt():
 def test_the_committed_lab_is_whole_and_small():
     found = read_json(lab.FILE)
     have = {(row["kind"], row["problem"], row.get("cure", ""), row["seed"]) for row in found["rows"]}
-    assert have >= set(lab.plan_of(2)) and lab.FILE.stat().st_size < 100_000
+    assert have >= set(lab.plan_of(2)) and lab.FILE.stat().st_size < 150_000
 
 
 # --- run.py bench ----------------------------------------------------------------------------------------------------------------
