@@ -8,9 +8,7 @@ The implementation details that Huang, Liu and von Werra (2023) and Huang et al.
 notebook 07, each done or left out with the reason.
 """
 
-import hashlib
 import math
-import os
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +22,7 @@ from transformers import set_seed
 from .models import DEVICE, load_policy, load_reward_model, load_tokenizer, prompt_tokens, sample_tokens
 from .profiles import ProximalPolicyOptimisation
 from .rewards import Reward, reward_of
-from .training import History, quiet
+from .training import History, digest, quiet, read_checkpoint, write_checkpoint
 from .world.judge import judge
 
 
@@ -180,7 +178,7 @@ class PPO:
         With a `checkpoint`, everything is written to that file after `every` steps, and read first if the file is there: the rest of
         the run is then what it would have been, number for number. (A reward that is a function is taken to be the same.)
         """
-        self.start = self._weights_now() if checkpoint else ""
+        self.start = digest(self.actor) if checkpoint else ""
         first = self.load(checkpoint, history) if checkpoint and Path(checkpoint).exists() else 0
         for step in range(first, self.plan.steps):
             row = {"step": step + 1, **self.step(step)}
@@ -315,22 +313,14 @@ class PPO:
     def save(self, path: str | Path, history: History) -> None:
         """Write weights, optimiser, KL weight and log, whole or not at all."""
         if self.accelerator.is_main_process:
-            aside = Path(path).with_name(f".{Path(path).name}.part")
-            torch.save({"setting": self._setting(), "beta": self.beta, "rows": history.rows, "optimizer": self.optimizer.state_dict(),
-                        "weights": {n: p.detach() for n, p in self.actor.named_parameters() if p.requires_grad}}, aside)
-            os.replace(aside, path)
+            write_checkpoint(path, self._setting(), {
+                "beta": self.beta, "rows": history.rows, "optimizer": self.optimizer.state_dict(),
+                "weights": {n: p.detach() for n, p in self.actor.named_parameters() if p.requires_grad}})
         self.accelerator.wait_for_everyone()
 
     def load(self, path: str | Path, history: History) -> int:
         """Take up what `save` wrote; returns the next step. Raises ValueError if it is damaged or another run's."""
-        try:
-            kept = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-            same = {name: kept["setting"][name] == value for name, value in self._setting().items()}
-        except Exception as problem:  # torch names no kinds
-            raise ValueError(f"{Path(path).name} is damaged or no checkpoint of PPO: delete it, or name another") from problem
-        if not all(same.values()):
-            raise ValueError(f"{Path(path).name} is of a run with another {', '.join(n for n in same if not same[n])}: delete it, or name "
-                             "another")
+        kept = read_checkpoint(path, self._setting(), self.accelerator.device)
         self.actor.load_state_dict(kept["weights"], strict=False)
         self.optimizer.load_state_dict(kept["optimizer"])
         self.beta, history.rows[:] = kept["beta"], kept["rows"]
@@ -340,12 +330,6 @@ class PPO:
         return {"plan": asdict(self.plan), "seed": self.seed, "number of processes": self.accelerator.num_processes,
                 "first model": self.start, "reward model": getattr(self.reward, "fingerprint", None), "prompts": self.prompts,
                 "limit on length": self.max_new_tokens}
-
-    def _weights_now(self) -> str:
-        found = hashlib.sha256()
-        for name, value in self.actor.named_parameters():
-            found.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
-        return found.hexdigest()
 
 
 def train_ppo(start: str | Path, reward: str | Path | Reward, prompts: list[str], folder: str | Path, plan: ProximalPolicyOptimisation,

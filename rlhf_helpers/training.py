@@ -1,11 +1,13 @@
-"""What every TRL trainer of the series is told, in one place, and how its log is kept and shown.
+"""What every TRL trainer of the series is told, in one place, and how a log and the state of a training are kept.
 
 The settings answer to measured traps: TRL turns bf16 and activation checkpointing on by default, which a CPU cannot or should
 not do; models are handed over as folders, because TRL patches a model in memory so that copies of it compute with the original.
 """
 
+import hashlib
 import logging
 import math
+import os
 import random
 import warnings
 from pathlib import Path
@@ -104,3 +106,31 @@ def length_grouped(rows: list[dict], fields: tuple[str, ...], batch_size: int, s
 def smooth(values: list[float], window: int = 5) -> list[float]:
     """Running mean over up to `window` values, the same length as the input."""
     return [sum(values[max(0, k - window + 1): k + 1]) / len(values[max(0, k - window + 1): k + 1]) for k in range(len(values))]
+
+
+def write_checkpoint(path: str | Path, setting: dict, state: dict) -> None:
+    """Write what a training is (`setting`: what may not differ when it is taken up again) and how far it is (`state`)."""
+    aside = Path(path).with_name(f".{Path(path).name}.part")
+    torch.save({"setting": setting, "state": state}, aside)
+    os.replace(aside, path)
+
+
+def read_checkpoint(path: str | Path, setting: dict, device) -> dict:
+    """The state that `write_checkpoint` wrote. Raises ValueError if the file is damaged or its setting another, and says which part."""
+    try:
+        kept = torch.load(path, map_location=device, weights_only=True)
+        state, same = kept["state"], {name: kept["setting"][name] == value for name, value in setting.items()}
+    except Exception as problem:  # torch names no kinds
+        raise ValueError(f"{Path(path).name} is damaged or no checkpoint of this training: delete it, or name another") from problem
+    if not all(same.values()):
+        raise ValueError(f"{Path(path).name} is of a run with another {', '.join(name for name in same if not same[name])}: delete it, or "
+                         "name another")
+    return state
+
+
+def digest(model: torch.nn.Module) -> str:
+    """What tells a model's weights, and their names, from others."""
+    found = hashlib.sha256()
+    for name, value in model.named_parameters():
+        found.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+    return found.hexdigest()

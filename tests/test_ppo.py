@@ -315,7 +315,7 @@ def test_a_run_taken_up_again_is_the_run_without_a_break(tiny, tmp_path):
 def test_a_damaged_checkpoint_is_named(tiny, tmp_path, content):
     file = tmp_path / "checkpoint.pt"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match="checkpoint.pt is damaged or no checkpoint of PPO: delete it"):
+    with pytest.raises(ValueError, match="checkpoint.pt is damaged or no checkpoint of this training: delete it"):
         trainer(tiny, tmp_path).train(History("test"), checkpoint=file)
 
 
