@@ -113,9 +113,13 @@ class Benches:
 
     def fingerprint(self) -> str:
         """Of the models and of the settings: rows measured with others do not count."""
-        settings = {name: value for name, value in vars(personal).items() if name.isupper() and name != "TASTES"}
         weights = [(bench.run.path(stage) / "model.safetensors").read_bytes() for bench in self.each for stage in ("sft", "reward_model")]
-        return hashlib.sha256(b"".join([*weights, repr(sorted(settings.items())).encode()])).hexdigest()[:16]
+        return hashlib.sha256(b"".join([*weights, repr(sorted(settings().items())).encode()])).hexdigest()[:16]
+
+
+def settings() -> dict:
+    """All that `personal` can be set to, by name; its dicts are catalogues that it imports."""
+    return {name: value for name, value in vars(personal).items() if name.isupper() and not isinstance(value, dict)}
 
 
 def looks(name: str, prompts: list[str], answers: list[str]) -> dict[str, list]:
@@ -214,7 +218,8 @@ def write(benches: Benches, rows: dict, out: Path) -> None:
     """Write all figures that the rows give so far, and the rows themselves."""
     names = [name for name in TASTES if any(key.split()[1] == name for key in rows)]
     tastes = {name: figures(benches, rows, name) for name in names}
-    found = {"measured_with": benches.fingerprint(), "runs": len(benches.each), "labels": LABELS, "prompts_a_seed": PROMPTS,
+    found = {"measured_with": benches.fingerprint(), "settings": {name: repr(value) for name, value in sorted(settings().items())},
+             "runs": len(benches.each), "labels": LABELS, "prompts_a_seed": PROMPTS,
              "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "threads": 1}, "tastes": tastes}
     lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items())  # a line a row: numbers in thousands
     atomic_write_text(out, json.dumps(found, indent=2).removesuffix("\n}") + f',\n  "rows": {{\n{lines}\n  }}\n}}\n')

@@ -10,7 +10,7 @@ from scipy import stats
 from transformers import LlamaConfig
 
 from benchmarks import bench as speed
-from benchmarks import bench_table, final_policy, growth, policies, watch
+from benchmarks import bench_table, fifty_labels, final_policy, growth, policies, watch
 from benchmarks import overoptimisation as lab
 from benchmarks import ppo_side_by_side as bench
 from rlhf_helpers import stages
@@ -50,6 +50,14 @@ def test_the_committed_figures_are_whole():
     assert {(row["method"], row["seed"]) for row in found["rows"]} == {
         (method, seed) for method in ("sft", *bench.METHODS) for seed in range(len(found["rows"]) // 4)}
     assert {plan["steps"] * plan["batch_size"] for plan in found["setting"]["plans"].values()} == {found["setting"]["answers"]}
+
+
+def test_the_committed_fifty_labels_are_of_the_present_settings():
+    """Else rows, README and notebook 11 speak of another `personal`. And what it imports is no setting."""
+    found = read_json(fifty_labels.Path(fifty_labels.__file__).with_suffix(".json"))
+    assert found["settings"] == {name: repr(value) for name, value in sorted(fifty_labels.settings().items())}
+    assert "KEEP" in found["settings"] and not {"TASTES", "ARTIFACTS"} & set(found["settings"])
+    assert {f"policy {name} {seed}" for name in (*fifty_labels.TASTES, "control") for seed in range(5)} <= set(found["rows"])
 
 
 @pytest.mark.timeout(120)
