@@ -177,7 +177,8 @@ def has_labels_of_a_person(path):
 
 def lab_command(python, extra):
     page = "".join(f"/tree/notebooks/{path.name}" for path in NOTEBOOKS.glob("00_*.ipynb"))
-    options = [f"--ServerApp.root_dir={ROOT}", f"--LabApp.default_url=/lab{page}"]
+    options = [f"--ServerApp.root_dir={ROOT}", f"--LabApp.default_url=/lab{page}",
+               "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # it asks the network nothing
     return [str(python), "-m", "jupyterlab"] + options + extra
 
 

@@ -2,7 +2,7 @@
 
     python -m rlhf_helpers.bootstrap     writes them into every notebook, and the badges into README.md
 
-The badges stand between two HTML comments, which no reader sees; the first cell is known by its first line.
+The badges are known by the line that they stand in, which begins with the one for Binder; the first cell by its first line.
 """
 
 import re
@@ -15,7 +15,7 @@ from rlhf_helpers.formats import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_LINE = "# First cell of every notebook: find the helper package (on Colab, fetch the series first)."
-BADGES = re.compile(r"<!-- badges -->.*?<!-- /badges -->", re.DOTALL)
+BADGES = re.compile(r"^\[!\[Open on Binder\].*$", re.MULTILINE)  # no comment around it: Markdown is not read in the line of one
 
 
 def home():
@@ -50,8 +50,8 @@ def badges(notebook_name):
     binder = f"https://mybinder.org/v2/gh/{repository}/{branch}?urlpath=lab/tree/{path}"
     colab = f"https://colab.research.google.com/github/{repository}/blob/{branch}/{path}"
     return (
-        f"<!-- badges -->[![Open on Binder](https://mybinder.org/badge_logo.svg)]({binder}) "
-        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})<!-- /badges -->"
+        f"[![Open on Binder](https://mybinder.org/badge_logo.svg)]({binder}) "
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})"
     )
 
 

@@ -5,6 +5,7 @@ import re
 
 import nbformat
 import pytest
+from nbconvert.filters import markdown2html
 
 from rlhf_helpers.bootstrap import ROOT, first_cell
 from rlhf_helpers.series import NOTEBOOKS, WIDGET_VIEW, numbered
