@@ -88,7 +88,7 @@ def main(arguments=None):
         if options.command == "test":
             return run_tests(python, options.all)
         if options.command == "lab":
-            return run_child(lab_command(python, options.extra), environment(threads=THREADS))
+            return run_child(lab_command(python, options.extra), lab_environment())
         if options.command == "bench":
             old = install_beside(TRL112_VENV, "TRL 1.12", TRL112, torch=True)
             return run_child([str(python), "-m", "benchmarks.bench", "--trl112", str(old)] + arguments[1:], environment())
@@ -177,9 +177,15 @@ def has_labels_of_a_person(path):
 
 def lab_command(python, extra):
     page = "".join(f"/tree/notebooks/{path.name}" for path in NOTEBOOKS.glob("00_*.ipynb"))
-    options = [f"--ServerApp.root_dir={ROOT}", f"--LabApp.default_url=/lab{page}",
-               "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # it asks the network nothing
+    options = [f"--ServerApp.root_dir={ROOT}", f"--LabApp.default_url=/lab{page}"]
     return [str(python), "-m", "jupyterlab"] + options + extra
+
+
+def lab_environment():
+    """That of every child, and binder/labconfig/, which keeps JupyterLab from asking whether it may fetch news."""
+    settings = environment(threads=THREADS)
+    before = [settings["JUPYTER_CONFIG_PATH"]] if settings.get("JUPYTER_CONFIG_PATH") else []
+    return dict(settings, JUPYTER_CONFIG_PATH=os.pathsep.join([str(ROOT / "binder")] + before))
 
 
 def run_tests(python, everything=False):

@@ -50,7 +50,7 @@ class Progress:
             return
         from IPython.display import HTML, display
         self.last = time.time()
-        text = f"{html.escape(self.title)}: {step} of {steps} {html.escape(note)}"
+        text = f"{html.escape(self.title)}: {step} of {steps}{html.escape(note and ', ' + note)}"
         page = HTML(f"<progress value='{step}' max='{steps}' aria-label='{html.escape(self.title)}'></progress> {text}")
         if self.handle is None:
             self.handle = display(page, display_id=True)

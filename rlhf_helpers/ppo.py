@@ -184,7 +184,7 @@ class PPO:
             row = {"step": step + 1, **self.step(step)}
             history.rows.append(row)
             if self.accelerator.is_main_process:
-                history.progress.update(step + 1, self.plan.steps, f"{row['reward']:.3f}")
+                history.progress.update(step + 1, self.plan.steps, f"reward {row['reward']:.3f}")
             ended = [callback(row, self.policy) for callback in callbacks]
             if checkpoint and (step + 1) % every == 0:
                 self.save(checkpoint, history)

@@ -61,8 +61,8 @@ class History(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "train_runtime" not in logs:
             self.rows.append({"step": state.global_step, **logs})
-            value = logs.get("reward", logs.get("loss"))
-            self.progress.update(state.global_step, state.max_steps, "" if value is None else f"{value:.3f}")
+            name = next((name for name in ("reward", "loss") if name in logs), None)
+            self.progress.update(state.global_step, state.max_steps, f"{name} {logs[name]:.3f}" if name else "")
 
     def on_train_end(self, args, state, control, **kwargs):
         self.progress.done()

@@ -53,9 +53,7 @@ def server(kind, folder, notebook):
                 "JUPYTERLAB_WORKSPACES_DIR")}
     for path in private.values():
         Path(path).mkdir(parents=True, exist_ok=True)
-    news = Path(private["JUPYTER_CONFIG_DIR"], "labconfig", "page_config.json")
-    news.parent.mkdir()
-    news.write_text('{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}')
+    private["JUPYTER_CONFIG_PATH"] = str(ROOT / "binder")
     given = [f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={token}", "--ServerApp.allow_root=True",
              f"--{app}.expose_app_in_browser=True", f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
     if kind == "voila":

@@ -47,11 +47,11 @@ def test_requirements_stand_alone_so_that_commits_do_not_reinstall():
 def test_start_runs_what_it_is_given_with_one_thread():
     try:
         done = subprocess.run(
-            ["bash", BINDER / "start", "sh", "-c", "echo $OMP_NUM_THREADS $PYTHONPATH"],
+            ["bash", BINDER / "start", "sh", "-c", "echo $OMP_NUM_THREADS $PYTHONPATH $JUPYTER_CONFIG_PATH"],
             env={"REPO_DIR": "here", "PATH": "/usr/bin:/bin"},
             capture_output=True,
             text=True,
         )
     except FileNotFoundError:
         pytest.skip("no bash on this system")
-    assert done.stdout == "1 here\n", done.stderr
+    assert done.stdout == "1 here here/binder\n", done.stderr

@@ -17,7 +17,7 @@ import pytest
 from jupyter_browser import CHROMIUM, browser_page, open_notebook, run_cell, server, write_notebook
 from label_makers import CANDIDATES
 
-from rlhf_helpers.formats import read_instructions
+from rlhf_helpers.formats import as_text, read_instructions
 from rlhf_helpers.labelling.session import LabellingSession
 from rlhf_helpers.labelling.store import LabelStore
 
@@ -442,6 +442,17 @@ def test_lab_ranks_and_chats(folder, store):
         assert {name[3:] for name in names} == {"sft", "dpo"} and label.annotator == "chris"
         comparison, = (each for each in store.comparisons() if each.id == label.comparison_id)
         assert {answer.id: answer.model for answer in comparison.responses}[label.preferred] == names[0][3:]
+
+        chat.locator("textarea").first.fill("How do I brew tea?")
+        page.keyboard.press("Shift+Enter")                               # a new line, no question yet
+        page.keyboard.type("Briefly.")
+        page.keyboard.press("Enter")
+        wait_status(page, "Which is better", 1)
+        press(page, "2")                                                 # the keys are the verdict's again
+        wait_status(page, "You see now who said what", 1)
+        assert store.labels()[-1].comparison_id != label.comparison_id
+        assert "How do I brew tea?\nBriefly." in {as_text(each.prompt) for each in store.comparisons()}
+        assert not page.get_by_text("Jupyter news").count()
 
 
 def test_lab_writes_edits_and_rates_instructions(folder):

@@ -82,6 +82,25 @@ def test_has_checked_cells_and_more_text_than_code(path):
     assert len(cells(path, "markdown")) >= len(cells(path, "code"))
 
 
+def left_raw(markdown):
+    """Pieces of Markdown that a reader would see as such: links, bold type, code and tables that are not rendered."""
+    text = re.sub(r"<[^>]+>", "", re.sub(r"(?s)<(code|pre)\b.*?</\1>", "", markdown2html(markdown)))
+    return re.findall(r"(?m).{0,30}(?:\]\(|\*\*|`|^ *\|).{0,30}", re.sub(r"(?s)\$\$.*?\$\$|\$[^$]*\$", "", text))
+
+
+@of_all
+def test_text_is_rendered(path):
+    assert [piece for cell in cells(path, "markdown") for piece in left_raw(cell.source)] == []
+
+
+def test_the_readme_is_rendered():
+    assert left_raw((ROOT / "README.md").read_text(encoding="utf-8")) == []
+
+
+def test_raw_markdown_is_recognised():
+    assert left_raw("<!-- note -->[![a](b.svg)](c)") and left_raw("Text\n**bold **text") and not left_raw("[a](b) **c** `*` $a|b$")
+
+
 @of_numbered
 def test_what_the_checks_printed_is_what_they_say(path):
     """Who edits a check and forgets to run the notebook again hears of it in a second here, not after twenty minutes of nbval."""

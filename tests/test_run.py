@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -118,6 +119,12 @@ def test_lab_opens_the_first_notebook_and_passes_options_on(started, place):
     assert f"--ServerApp.root_dir={place}" in started[0]
     assert "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb" in started[0]
     assert started[0][-2:] == ["--no-browser", "--port=9999"]
+
+
+def test_lab_asks_nobody_whether_it_may_fetch_news(monkeypatch):
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "mine")
+    first, *others = run.lab_environment()["JUPYTER_CONFIG_PATH"].split(os.pathsep)
+    assert others == ["mine"] and "announcements" in Path(first, "labconfig", "page_config.json").read_text()
 
 
 def test_the_environment_is_made_once(started, steps):

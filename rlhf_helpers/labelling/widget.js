@@ -149,7 +149,7 @@ class View {
 
   buildChat() {
     const chat = make("div", "rl-chat");
-    this.question = make("textarea", "rl-note", "", { rows: "2", placeholder: "Ask all models the same thing", "aria-label": "your prompt", dir: "auto" });
+    this.question = make("textarea", "rl-note", "", { rows: "2", placeholder: "Ask all models the same thing (Enter)", "aria-label": "your prompt", dir: "auto" });
     this.askButton = button("Ask", "", () => this.question.value.trim() && this.act("ask", { prompt: this.question.value }), "rl-main");
     chat.append(this.question, this.askButton);
     return chat;
@@ -411,6 +411,11 @@ class View {
     if (event.key === "Escape") {
       this.close();
       if (typing) this.root.focus({ preventScroll: true });
+    }
+    if (event.target === this.question && event.key === "Enter" && !event.shiftKey && !event.repeat) {
+      event.preventDefault();
+      if (this.question.value.trim()) this.root.focus({ preventScroll: true }); // so that the next key is a verdict
+      return this.askButton.click();
     }
     if (typing || event.repeat || event.key === "Tab") return;
     if (this.onPlainKey(event.key.toLowerCase(), event.target.tagName === "BUTTON")) event.preventDefault();
