@@ -88,9 +88,12 @@ def plot_curve(axis, steps, values, label: str, index: int = 0, every: int = 5) 
 
 
 class LiveCurve:
-    """A callback of a training: keeps one plot for each of some logged columns up to date in a notebook, and does nothing elsewhere."""
+    """A callback of a training: keeps one plot for each of some logged columns up to date in a notebook, and does nothing elsewhere.
 
-    def __init__(self, steps: int, *columns: str, every: float = 3.0):
+    `columns` says what to write beside the axis, by name of the column.
+    """
+
+    def __init__(self, steps: int, columns: dict[str, str], every: float = 3.0):
         self.steps, self.columns, self.every, self.rows = steps, columns, every, []
         self.handle, self.last = None, 0.0
 
@@ -103,9 +106,10 @@ class LiveCurve:
         from IPython.display import display
         self.last = time.time()
         figure, axes = new_figure(3.3 * len(self.columns), 2.6, columns=len(self.columns))
-        for k, (axis, column) in enumerate(zip([axes] if len(self.columns) == 1 else axes, self.columns)):
-            plot_curve(axis, [r["step"] for r in self.rows], [r[column] for r in self.rows], column, k)
-            axis.set(xlabel="step", ylabel=column)
+        for k, (axis, (column, words)) in enumerate(zip([axes] if len(self.columns) == 1 else axes, self.columns.items())):
+            plot_curve(axis, [r["step"] for r in self.rows], [r[column] for r in self.rows], words, k)
+            axis.set(xlabel="step", ylabel=words)
+            axis.xaxis.get_major_locator().set_params(integer=True)
         plt.close(figure)
         if self.handle is None:
             self.handle = display(figure, display_id=True)

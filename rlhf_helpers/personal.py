@@ -341,7 +341,7 @@ class Outcome:
             return f"no labels were used, only the shared reward; {self.seconds:.0f} CPU seconds"
         right = f"left-out labels were predicted in {self.taste.predicted['estimate']:.0%} of {self.taste.predicted['n']} cases"
         verdict = "so the taste counts" if self.taste.counts else "which tells no taste, so only the shared reward was followed"
-        return f"{right}, {verdict}; {sum(self.compared)} pairs compared in {len(self.compared)} rounds, {self.seconds:.0f} CPU seconds"
+        return f"{right}, {verdict};\n{sum(self.compared)} pairs compared in {len(self.compared)} rounds, {self.seconds:.0f} CPU seconds"
 
 
 def personalise(run: Run, labels: list[dict] | None, seed: int | None = None, folder: Path | None = None) -> Outcome:

@@ -12,7 +12,7 @@ from pathlib import Path
 from .bars import bars, in_words, time_bars
 from .formats import BadData, Problem, atomic_write_text, read_json, write_json
 from .report_page import FIGURES, page
-from .statistics import over_seeds
+from .statistics import over_seeds, show
 
 SHAPE = {"profile": str, "seed": int, "final": str, "notebooks": dict, "reward_model": dict, "labels": dict,
          **dict.fromkeys(FIGURES, dict)}
@@ -155,7 +155,7 @@ def markdown(reports: list[dict]) -> str:
 
 
 def _cell(e: dict | None) -> str:
-    return f"{e['estimate']:.2f} ({e['low']:.2f} to {e['high']:.2f})" if e else "–"
+    return show(e, with_n=False) if e else "–"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -35,7 +35,7 @@ table { border-collapse: collapse; margin: .6rem 0 1.4rem; font-variant-numeric:
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; vertical-align: top; }
 th { background: var(--soft); }
-.said { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; min-width: 9.5rem; }
+.said { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
 .unmet { color: var(--bad); font-weight: 600; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
 figure { margin: 0; } figcaption { font-weight: 600; }
@@ -43,6 +43,14 @@ svg { width: 100%; max-width: 38rem; height: auto; } svg text { fill: var(--ink)
 svg line { stroke: var(--mark); stroke-width: 2; } svg circle { fill: var(--mark); }
 svg .axis { stroke: var(--line); stroke-width: 1; }
 """
+READING = """Intervals are 95 %, n is the number of cases. All prompts are held out. The score is the rubric's, which no model was
+trained on. <em>best_of_n</em> is the best of a few SFT answers by the reward model; <em>grpo_2</em> and <em>dpo_2</em> are second rounds,
+after new comparisons and on pairs of the policy's own. The <em>bias gap</em> is how much oftener the answer to one of two prompts that
+differ only in who asks is condescending. A dash: not measured, or there is none (best_of_n has no weights of its own, so no KL)."""
+REWARD_MODEL = """Shares of fresh pairs in which the reward model prefers the answer that the judge prefers; the <em>clearer half</em>
+are those at least the median gap in points apart, <em>on labels</em> stands the held-out label in the judge's place. The <em>label
+ceiling</em> is the share of labels that agree with the judge; the <em>shuffled control</em> learned from winners drawn by a coin,
+n times."""
 LIMITS = """The judge is a program that knows one small world. One run is one seed: another seed gives other figures, and the
 intervals on this page do not hold that difference. A bias gap of zero between these personas says nothing about others."""
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
@@ -54,7 +62,7 @@ def page(report: dict) -> str:
     points = "".join(f"<li>{_text(line)}</li>" for line in verdict(report).splitlines())
     safe = "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'\">"
     body = "\n".join([f"<h1>{title}</h1><ul>{points}</ul>", _bars(report), *_all_models(report),
-                      "<h2>Reward model and labels</h2>", _figures("Reward model", report["reward_model"]),
+                      "<h2>Reward model and labels</h2>", f"<p>{REWARD_MODEL}</p>", _figures("Reward model", report["reward_model"]),
                       _figures("Labels", report["labels"]), "<h2>The same prompts, all models</h2>", *_answers(report),
                       f"<h2>What these figures do not show</h2><p>{LIMITS}</p>"])
     return (f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>{safe}<meta name='viewport' "
@@ -75,8 +83,7 @@ def _all_models(report: dict) -> list[str]:
               for name in sorted({name for found in report["faults"].values() for name in found})]
     figures = [[words, *(_words(report[figure].get(m)) for m in models)] for figure, words in FIGURES.items()]
     plots = "".join(forest(FIGURES[figure], report[figure]) for figure in PLOTS if report[figure])
-    return ["<h2>All models</h2><p>Intervals are 95 %, n is the number of cases. All prompts are held out. The score is the "
-            f"rubric's, which no model was trained on.{_text(f' Not in this run: {missing}.') if missing else ''}</p>",
+    return [f"<h2>All models</h2><p>{READING}{_text(f' Not in this run: {missing}.') if missing else ''}</p>",
             f"<div class='plots'>{plots}</div>", _table("Figures of all models", ["figure", *models], figures),
             _table("Points by criterion of the rubric", ["criterion", *models], criteria),
             _table("Share of the answers with each fault", ["fault", *models], faults)]
@@ -84,9 +91,10 @@ def _all_models(report: dict) -> list[str]:
 
 def forest(title: str, figures: dict[str, dict]) -> str:
     """A dot with its interval for each name, as inline SVG; its label says the same in words."""
-    low, high = min(0.0, *(f["low"] for f in figures.values())), max(0.0, *(f["high"] for f in figures.values()))
+    low, high = (most(0.0, float(f"{end:.1g}"), end)  # at least as far as to a round number, which gets a line
+                 for most, end in ((min, min(f["low"] for f in figures.values())), (max, max(f["high"] for f in figures.values()))))
     height, place = 26 * len(figures) + 24, lambda value: 110 + 290 * (value - low) / ((high - low) or 1)
-    ends = {0.0, *(end for end in (low, high) if abs(end) > 0.1 * (high - low))}  # no two labels on one another
+    ends = {0.0, *(float(f"{end:.1g}") for end in (low, high) if abs(end) > 0.1 * (high - low))}  # no two labels on one another
     drawn = [f"<line class='axis' x1='{place(v):.1f}' x2='{place(v):.1f}' y1='0' y2='{height - 20}'/>"
              f"<text x='{place(v):.1f}' y='{height - 5}' text-anchor='middle'>{v:.2g}</text>" for v in sorted(ends)]
     for y, (name, f) in zip(range(15, height, 26), figures.items()):
@@ -102,9 +110,8 @@ def forest(title: str, figures: dict[str, dict]) -> str:
 def _answers(report: dict) -> list[str]:
     found = []
     for k, prompt in enumerate(report["prompts"]):
-        texts = [texts[k] for texts in report["answers"].values()]
-        rows = [["answer", *texts], ["points", *(f"{judge(prompt, text).score:.1f}" for text in texts)]]
-        found.append(_table(prompt, ["model", *report["answers"]], rows, "<td class='said' dir='auto'>"))
+        rows = [[name, f"{judge(prompt, texts[k]).score:.1f}", texts[k]] for name, texts in report["answers"].items()]
+        found.append(_table(prompt, ["model", "points", "answer"], rows, "<td class='said' dir='auto'>"))
     return found
 
 
@@ -126,7 +133,9 @@ def _table(caption: str, head: list[str], rows: list[list[str]], cell: str = "<t
 def _words(value: object) -> str:
     if value is None:
         return "–"
-    return show(value) if isinstance(value, dict) and "estimate" in value else str(value)
+    if not (isinstance(value, dict) and "estimate" in value):
+        return str(value)
+    return show(value).replace(" to ", "\u00a0to\u00a0").replace(" n ", " n\u00a0")  # a line may break before the interval and before n
 
 
 def _text(text: object) -> str:

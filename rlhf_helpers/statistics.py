@@ -57,9 +57,12 @@ def over_seeds(estimates: list[dict]) -> dict:
     return estimate_of(values.mean(), values.mean() - half, values.mean() + half, len(values))
 
 
-def show(estimate: dict, digits: int = 2) -> str:
-    """An estimate in words: `0.83 (0.78 to 0.87, n 300)`."""
-    return f"{estimate['estimate']:.{digits}f} ({estimate['low']:.{digits}f} to {estimate['high']:.{digits}f}, n {estimate['n']})"
+def show(estimate: dict, digits: int | None = None, with_n: bool = True) -> str:
+    """An estimate in words: `0.83 (0.78 to 0.87, n 300)`; with three digits where all of it is below 0.1, if `digits` says nothing."""
+    values = [estimate[name] for name in ("estimate", "low", "high")]
+    digits = digits if digits is not None else 3 if max(map(abs, values)) < 0.1 else 2
+    found, low, high = (f"{value:z.{digits}f}" for value in values)
+    return f"{found} ({low} to {high}, n {estimate['n']})" if with_n else f"{found} ({low} to {high})"
 
 
 def estimate_of(estimate, low, high, n) -> dict:

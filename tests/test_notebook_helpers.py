@@ -159,7 +159,7 @@ def test_the_live_curve_redraws_one_figure_up_to_the_last_step(monkeypatch):
             shown.append(("update", figure))
 
     monkeypatch.setattr("IPython.display.display", lambda figure, display_id: shown.append(("display", figure)) or Handle())
-    curve = notebook.LiveCurve(4, "reward", "kl", every=1000)
+    curve = notebook.LiveCurve(4, {"reward": "reward", "kl": "KL (nats)"}, every=1000)
     curve({"step": 1, "reward": 0.5, "kl": 0.0})
     assert shown == []
     monkeypatch.setattr(notebook, "in_notebook", lambda: True)
@@ -169,4 +169,4 @@ def test_the_live_curve_redraws_one_figure_up_to_the_last_step(monkeypatch):
     lines = [axis.lines[0] for axis in shown[-1][1].axes]
     assert [line.get_xdata().tolist() for line in lines] == [[1, 2, 3, 4]] * 2
     assert lines[0].get_ydata().tolist() == [0.5, 1.0, 1.5, 2.0]
-    assert [axis.get_ylabel() for axis in shown[-1][1].axes] == ["reward", "kl"]
+    assert [axis.get_ylabel() for axis in shown[-1][1].axes] == ["reward", "KL (nats)"]

@@ -14,6 +14,7 @@ NUMBERED = numbered(NOTEBOOKS)
 ALL = NUMBERED + numbered(NOTEBOOKS / "solutions")
 MACHINE_PATH = re.compile(r"(?<![\w/])(/home/|/root/|/Users/|/tmp/|/opt/|/work/|/var/folders/)\w|\b[A-Z]:\\\\?\w+\\")
 LARGEST_FILE, LARGEST_PICTURE = 500_000, 200_000
+WIDEST = 120  # characters
 
 of_all = pytest.mark.parametrize("path", ALL, ids=lambda path: path.relative_to(NOTEBOOKS).stem)
 of_numbered = pytest.mark.parametrize("path", NUMBERED, ids=lambda path: path.stem)
@@ -73,6 +74,14 @@ def test_starts_with_the_common_first_cell(path):
 def test_code_cells_are_short(path):
     for cell in cells(path, "code"):
         assert len(cell.source.splitlines()) <= 25, f"In [{cell.execution_count}]"
+
+
+@of_numbered
+def test_no_line_is_cut_off(path):
+    """JupyterLab cuts longer code lines and breaks longer printed ones in the middle of a word."""
+    for cell in cells(path, "code")[1:]:
+        printed = [line for output in cell.outputs if output.output_type == "stream" for line in output.text.splitlines()]
+        assert [line for line in cell.source.splitlines() + printed if len(line) > WIDEST] == [], f"In [{cell.execution_count}]"
 
 
 @of_numbered

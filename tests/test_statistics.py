@@ -124,3 +124,6 @@ def test_over_seeds_by_hand():
 
 def test_show():
     assert show({"estimate": 0.834, "low": 0.78, "high": 0.866, "n": 300}) == "0.83 (0.78 to 0.87, n 300)"
+    rare = {"estimate": 0.0106, "low": -0.0002, "high": 0.0184, "n": 940}
+    assert show(rare) == "0.011 (0.000 to 0.018, n 940)" and show(rare, 1, with_n=False) == "0.0 (0.0 to 0.0)"
+    assert show(rare | {"high": 0.104}) == "0.01 (0.00 to 0.10, n 940)"

@@ -7,6 +7,7 @@ its author saw something else (a double click while the kernel was busy is the u
 import hashlib
 import random
 import re
+import textwrap
 import threading
 import uuid
 from collections import Counter
@@ -77,9 +78,9 @@ class Filled:
 
     def __str__(self) -> str:
         each = ", ".join(f"{name} {count}" for name, count in sorted(self.simulated.items())) or "none"
-        return (f"{self.pairs} pairs: {self.human} human labels on {self.pairs_by_person} of them, which stand; "
-                f"{sum(self.simulated.values())} simulated labels ({each}), which count for the other "
-                f"{self.pairs - self.pairs_by_person}.")
+        return (f"{self.pairs} pairs: {self.human} human labels on {self.pairs_by_person} of them, which stand;\n"
+                f"{sum(self.simulated.values())} simulated labels, which count for the other {self.pairs - self.pairs_by_person}:\n"
+                + textwrap.fill(each, 110))
 
 
 def sets_of(candidates: Iterable[dict]) -> tuple[list[Comparison], int]:
