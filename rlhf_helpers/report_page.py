@@ -30,7 +30,7 @@ STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 78rem;
   margin: 0 auto; padding: 1rem 1.2rem 4rem; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.4rem; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .wide { font-size: .78rem; } .wide th, .wide td { padding: .2rem .3rem; }
 table { border-collapse: collapse; margin: .6rem 0 1.4rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; vertical-align: top; }
@@ -44,9 +44,9 @@ svg line { stroke: var(--mark); stroke-width: 2; } svg circle { fill: var(--mark
 svg .axis { stroke: var(--line); stroke-width: 1; }
 """
 READING = """Intervals are 95 %, n is the number of cases. All prompts are held out. The score is the rubric's, which no model was
-trained on. <em>best_of_n</em> is the best of a few SFT answers by the reward model; <em>grpo_2</em> and <em>dpo_2</em> are second rounds,
-after new comparisons and on pairs of the policy's own. The <em>bias gap</em> is how much oftener the answer to one of two prompts that
-differ only in who asks is condescending. A dash: not measured, or there is none (best_of_n has no weights of its own, so no KL)."""
+trained on. <em>best_of_n</em> is the best of a few SFT answers by the reward model; <em>grpo_2</em> went on after new comparisons,
+<em>dpo_2</em> on pairs of its own answers. <em>Bias gap</em>: of two prompts that differ only in who asks, the share of condescending
+answers to one less that to the other. A dash: not measured, or there is none (best_of_n has no weights of its own, so no KL)."""
 REWARD_MODEL = """Shares of fresh pairs in which the reward model prefers the answer that the judge prefers; the <em>clearer half</em>
 are those at least the median gap in points apart, <em>on labels</em> stands the held-out label in the judge's place. The <em>label
 ceiling</em> is the share of labels that agree with the judge; the <em>shuffled control</em> learned from winners drawn by a coin,
@@ -79,7 +79,7 @@ def _all_models(report: dict) -> list[str]:
     models, missing = list(report["rubric"]), ", ".join(report["missing"])
     criteria = [[f"{name} (at most {most:g})", *(_words(report["criteria"][m].get(name)) for m in models)]
                 for name, most in POINTS.items()]
-    faults = [[name, *(_words(report["faults"][m].get(name)) for m in models)]
+    faults = [[name.replace("_", " "), *(_words(report["faults"][m].get(name)) for m in models)]
               for name in sorted({name for found in report["faults"].values() for name in found})]
     figures = [[words, *(_words(report[figure].get(m)) for m in models)] for figure, words in FIGURES.items()]
     plots = "".join(forest(FIGURES[figure], report[figure]) for figure in PLOTS if report[figure])
@@ -122,11 +122,13 @@ def _figures(caption: str, figures: dict) -> str:
 def _table(caption: str, head: list[str], rows: list[list[str]], cell: str = "<td>") -> str:
     if not rows:
         return f"<p>{_text(caption)}: this run kept nothing.</p>"
+    wide = " class='wide'" if len(head) > 6 else ""
     columns = "".join(f"<th scope='col'>{_text(name)}</th>" for name in head)
     body = "".join(f"<tr><th scope='row'>{_text(first)}</th>"
                    + "".join(("<td class='unmet'>" if text == "no" and cell == "<td>" else cell) + f"{_text(text)}</td>" for text in rest)
                    + "</tr>" for first, *rest in rows)
-    return (f"<div class='scroll' tabindex='0' role='region' aria-label='{_text(caption)}'><table>"
+    return (f"<div class='scroll' tabindex='0' role='region' aria-label='{_text(caption)}'>"
+            f"<table{wide}>"
             f"<caption>{_text(caption)}</caption><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>")
 
 
