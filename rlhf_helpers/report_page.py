@@ -127,8 +127,7 @@ def _table(caption: str, head: list[str], rows: list[list[str]], cell: str = "<t
     body = "".join(f"<tr><th scope='row'>{_text(first)}</th>"
                    + "".join(("<td class='unmet'>" if text == "no" and cell == "<td>" else cell) + f"{_text(text)}</td>" for text in rest)
                    + "</tr>" for first, *rest in rows)
-    return (f"<div class='scroll' tabindex='0' role='region' aria-label='{_text(caption)}'>"
-            f"<table{wide}>"
+    return (f"<div class='scroll' tabindex='0' role='region' aria-label='{_text(caption)}'><table{wide}>"
             f"<caption>{_text(caption)}</caption><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>")
 
 

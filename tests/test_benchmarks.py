@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_the_committed_figures_are_whole():
 
 def test_the_committed_fifty_labels_are_of_the_present_settings():
     """Else rows, README and notebook 11 speak of another `personal`. And what it imports is no setting."""
-    found = read_json(fifty_labels.Path(fifty_labels.__file__).with_suffix(".json"))
+    found = read_json(Path(fifty_labels.__file__).with_suffix(".json"))
     assert found["settings"] == {name: repr(value) for name, value in sorted(fifty_labels.settings().items())}
     assert "KEEP" in found["settings"] and not {"TASTES", "ARTIFACTS"} & set(found["settings"])
     assert {f"policy {name} {seed}" for name in (*fifty_labels.TASTES, "control") for seed in range(5)} <= set(found["rows"])
