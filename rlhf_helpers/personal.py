@@ -18,6 +18,9 @@ Two steps, both small because fifty noisy labels are little:
    end of the taste, below its mean by as much as fifty labels leave open about this answer (as Coste et al., 2024, arXiv:2310.02743, have
    it with an ensemble; here the fit itself says how sure it is), and once the policy's answers surely please (`ENOUGH`), there is no
    further round. And only what passes the guard (`admissible`) is ever preferred, so that the policy does not slide into saying nothing.
+   The guard holds on the short side, so there the taste is taken further: a word too many costs `BREVITY` times what the head says. The
+   prior pulls each weight towards zero, and what length is worth is spread over all that grows with it, so the head says too little (the
+   solutions of notebook 11 measure it). A wish for long answers is held by nothing but the head's own caution, and stays as it is.
 """
 
 import json
@@ -53,9 +56,10 @@ MINIMUM = 10  # labels with a winner; fewer cannot even be checked against each 
 DIRECTIONS = 40  # in which answers to one prompt differ most
 STYLE = 0.5  # how far answers to one prompt differ in each mark of style, where their states differ by 1 in all
 DOUBT = 1.0  # by how many standard deviations an answer has to be better for sure: what the labels leave open is not chased
+BREVITY = 2.0  # how many times the price of a word counts for whoever wants fewer: fifty labels leave it too low
 EVIDENCE = 2.0  # nats by which left-out labels have to be predicted better than by a coin; one set of coin flips in twenty is
 ENOUGH = math.log(9)  # better than the first answers nine times in ten, at the lower end: no further round, it would follow errors
-KEEP = 0.3  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
+KEEP = 0.6  # weight of the shared reward beside the taste, both in units of their spread among answers to one prompt
 LEARNING = Training(learning_rate=1.2e-3, batch_size=16)  # in the first round; then less by the same amount from round to round
 BETA = 0.2  # of DPO; each round starts from the policy of the last, which is its reference
 ROUNDS = 3  # on fresh answers, after the one on the candidates
@@ -232,8 +236,13 @@ class Taste:
         return reading.features @ self.weights + self.own * reading.rewards
 
     def surely(self, seen: np.ndarray) -> np.ndarray:
-        """This person's reward of rows of `Reading.seen`, or of their differences, at its lower end: less `DOUBT` standard deviations."""
-        return seen @ np.r_[self.weights, self.own] - DOUBT * np.linalg.norm(seen @ self.unsure, axis=-1)
+        """What answers are chosen by, of rows of `Reading.seen` or of their differences: this person's reward at its lower end.
+
+        That is `DOUBT` standard deviations below the fit, where a word that costs something costs `BREVITY` times as much.
+        """
+        weights = np.r_[self.weights, self.own]
+        weights[-6] = min(weights[-6], BREVITY * weights[-6])  # words: the first of five marks of style, before the shared reward
+        return seen @ weights - DOUBT * np.linalg.norm(seen @ self.unsure, axis=-1)
 
     def surely_above(self, prompts: list[str], reading: Reading) -> np.ndarray:
         """How far each answer's reward is above the mean of its prompt, at the lower end."""

@@ -159,8 +159,9 @@ def test_a_damaged_taste_is_named_with_its_notebook(planted, tmp_path, change):
         personal.Taste.load(path)
 
 
-def test_what_the_labels_say_nothing_about_is_worth_less(planted):
+def test_what_the_labels_say_nothing_about_is_worth_less(planted, monkeypatch):
     """The lower end: below the expected reward, by the deviation that a sampled posterior has."""
+    monkeypatch.setattr(personal, "BREVITY", 1.0)
     prompts, reading, _ = planted
     chosen, rejected = labelled(planted, 50, 0)
     taste = personal.learn_taste(chosen, rejected, 5, prompts, reading)
@@ -172,6 +173,30 @@ def test_what_the_labels_say_nothing_about_is_worth_less(planted):
     np.testing.assert_allclose((seen[:20] @ taste.unsure @ drawn).std(1) * personal.DOUBT, dropped[:20], rtol=0.06)
     many = personal.learn_taste(*labelled(planted, 800, 0), 5, prompts, reading)
     assert (many.unsure ** 2).sum() < (taste.unsure ** 2).sum()
+
+
+@pytest.mark.parametrize("price, counted", [(-0.1, -0.3), (0.1, 0.1)])
+def test_a_word_too_many_costs_more_and_one_too_few_does_not(planted, monkeypatch, price, counted):
+    monkeypatch.setattr(personal, "BREVITY", 3.0)
+    prompts, reading, _ = planted
+    learned = learn(planted, labelled(planted, 50, 0))
+    weights = learned.weights.copy()
+    weights[WIDTH] = price
+    above = replace(learned, weights=weights).surely_above(prompts, reading)
+    weights[WIDTH] = 0
+    words = personal.centred(reading.style[:, 0], np.array(prompts))
+    np.testing.assert_allclose(above - replace(learned, weights=weights).surely_above(prompts, reading), counted * words, atol=1e-9)
+
+
+def test_brevity_decides_which_answer_is_preferred(monkeypatch):
+    """Of a longer answer that is liked for its content and a shorter one, by a taste that pays for both."""
+    reading = Reading(np.array([[1.0], [0.0]]), np.array([[12.0, 1, 0, 0, 0], [5.0, 1, 0, 0, 0]]), np.zeros(2))
+    answers = ["word " * 12, "word " * 5]
+    taste = personal.Taste(np.array([1.0, -0.1, 0, 0, 0, 0]), 0.0, {}, True, words=1, floor=-1.0, spread=(1.0, 1.0),
+                           unsure=np.zeros((7, 1)))
+    for times, preferred in ((1.0, answers[0]), (2.0, answers[1])):
+        monkeypatch.setattr(personal, "BREVITY", times)
+        assert [row["chosen"] for row in personal.telling_pairs(taste, ["Hi?"] * 2, answers, [True] * 2, reading)] == [preferred]
 
 
 # --- the guard ---------------------------------------------------------------------------------------------------------------
